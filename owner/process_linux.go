@@ -1,0 +1,177 @@
+package owner
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+)
+
+func processOf(pid int) (Process, error) {
+	dir, err := openProcess(pid)
+	if err != nil {
+		return Process{}, fmt.Errorf("describe process %d: %w", pid, err)
+	}
+	defer unix.Close(dir)
+	p, err := describe(dir, pid)
+	if err != nil {
+		return Process{}, fmt.Errorf("describe process %d: %w", pid, err)
+	}
+	p.User = userName(p.UID)
+	return p, nil
+}
+
+func alive(p Process) bool {
+	if p.PID <= 0 {
+		return false // to kill(2) these are groups of processes
+	}
+	dir, err := openProcess(p.PID)
+	if err == nil {
+		defer unix.Close(dir)
+		var st stat
+		if st, err = readStat(dir); err == nil {
+			return st.start == p.Start && !st.ended()
+		}
+	}
+	// Where /proc hides the processes of others (hidepid) kill(2) still knows them.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return errors.Is(unix.Kill(p.PID, 0), unix.EPERM)
+	}
+	return true
+}
+
+// openProcess opens /proc/PID. What is read through it is of this process even
+// when it ends and the PID is used again.
+func openProcess(pid int) (dir int, err error) {
+	path := "/proc/" + strconv.Itoa(pid)
+	dir, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return dir, nil
+}
+
+// describe fills all but the user's name.
+func describe(dir, pid int) (Process, error) {
+	st, err := readStat(dir)
+	if err != nil {
+		return Process{}, err
+	}
+	status, err := readFile(dir, "status")
+	if err != nil {
+		return Process{}, err
+	}
+	uid, err := parseUID(status)
+	if err != nil {
+		return Process{}, err
+	}
+	return Process{PID: pid, Start: st.start, Command: printable(st.command), UID: uid}, nil
+}
+
+func readStat(dir int) (stat, error) {
+	b, err := readFile(dir, "stat")
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(b)
+}
+
+// readFile reads a file in /proc/PID. The error of a process that has ended
+// meanwhile is fs.ErrNotExist, as if it had never been.
+func readFile(dir int, name string) ([]byte, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: gone(err)}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: unix.ENOENT}
+	}
+	return b, err
+}
+
+func gone(err error) error {
+	if err == unix.ESRCH {
+		return unix.ENOENT
+	}
+	return err
+}
+
+// stat is the part of /proc/PID/stat (proc_pid_stat(5)) that matters here.
+type stat struct {
+	command string
+	state   byte
+	flags   uint64 // PF_* of include/linux/sched.h
+	start   uint64 // clock ticks since boot
+}
+
+const kernelThread = 0x00200000 // PF_KTHREAD
+
+// ended says that the process waits to be reaped, or is just being so.
+func (s stat) ended() bool { return s.state == 'Z' || s.state == 'X' || s.state == 'x' }
+
+// parseStat takes fields 2, 3, 9 and 22. The second is in parentheses and may
+// hold any byte, parentheses too; no later field can.
+func parseStat(b []byte) (stat, error) {
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 0 || end < open {
+		return stat{}, fmt.Errorf("read stat: no command in %q", b)
+	}
+	fields := bytes.Fields(b[end+1:]) // from the third on
+	if len(fields) < 22-2 || len(fields[0]) != 1 {
+		return stat{}, fmt.Errorf("read stat: want 22 fields in %q", b)
+	}
+	flags, err := strconv.ParseUint(string(fields[9-3]), 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("read stat: flags: %w", err)
+	}
+	start, err := strconv.ParseUint(string(fields[22-3]), 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("read stat: start time: %w", err)
+	}
+	return stat{command: string(b[open+1 : end]), state: fields[0][0], flags: flags, start: start}, nil
+}
+
+// parseUID takes the effective user from /proc/PID/status:
+// "Uid:", then the real, effective, saved and file system user.
+func parseUID(status []byte) (uint32, error) {
+	for line := range bytes.Lines(status) {
+		if rest, ok := bytes.CutPrefix(line, []byte("Uid:")); ok {
+			if fields := bytes.Fields(rest); len(fields) >= 2 {
+				uid, err := strconv.ParseUint(string(fields[1]), 10, 32)
+				return uint32(uid), err
+			}
+		}
+	}
+	return 0, errors.New("read status: no user id")
+}
+
+// userName reads /etc/passwd each time; a search keeps what it was told.
+func userName(uid uint32) string {
+	id := strconv.FormatUint(uint64(uid), 10)
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
+}
+
+// printable escapes a name that a process chose for itself, so that it cannot
+// speak to the terminal.
+func printable(s string) string {
+	if utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	quoted := strconv.Quote(s)
+	return quoted[1 : len(quoted)-1]
+}
