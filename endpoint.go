@@ -1,6 +1,7 @@
 package fivetuple
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -363,17 +364,22 @@ func (e Endpoint) WithPort(port uint16) Endpoint {
 	return e
 }
 
-// ResolveService replaces a service name by its port number, which lookup
-// knows by name and protocol ("tcp" or "udp"). Other endpoints come back as they are.
-func (e Endpoint) ResolveService(lookup func(name, protocol string) (uint16, bool)) (Endpoint, error) {
+// PortResolver knows port numbers by service name; [net.Resolver] is one.
+type PortResolver interface {
+	LookupPort(ctx context.Context, network, service string) (int, error)
+}
+
+// ResolveService replaces a service name by its port number. Other endpoints
+// come back as they are.
+func (e Endpoint) ResolveService(ctx context.Context, r PortResolver) (Endpoint, error) {
 	if e.Service == "" {
 		return e, nil
 	}
-	p, ok := lookup(e.Service, e.Network.Protocol().String())
-	if !ok {
-		return e, fmt.Errorf("endpoint %q: no %s service is called %q: write the port number, or see `ft port lookup`", e, e.Network.Protocol(), e.Service)
+	p, err := r.LookupPort(ctx, e.Network.Protocol().String(), e.Service)
+	if err != nil {
+		return e, fmt.Errorf("endpoint %q: %w", e, err)
 	}
-	return e.WithPort(p), nil
+	return e.WithPort(uint16(p)), nil
 }
 
 // Addr returns the endpoint's address if Host is a literal IP address, with
@@ -439,6 +445,9 @@ func (e Endpoint) netArgs(host string) (network, address string, err error) {
 	network = e.Network.String()
 	if e.Network == TLS {
 		network = "tcp"
+	}
+	if a, ok := e.Addr(); ok && a.Is4() && e.Network.family() == 0 {
+		network += "4" // "tcp" would listen on 0.0.0.0 with a dual-stack IPv6 socket
 	}
 	if e.Zone != "" && strings.Contains(host, ":") {
 		host += "%" + e.Zone

@@ -1,7 +1,9 @@
 package fivetuple
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -142,7 +144,9 @@ func TestListenAndDialArgs(t *testing.T) {
 		{"tcp4://*:8080", "tcp4 0.0.0.0:8080", "tcp4 localhost:8080"},
 		{"tcp6://8080", "tcp6 [::1]:8080", "tcp6 localhost:8080"},
 		{"udp://[fe80::1%eth0]:9", "udp [fe80::1%eth0]:9", "udp [fe80::1%eth0]:9"},
-		{"udp://239.1.1.1%eth0:9", "udp 239.1.1.1:9", "udp 239.1.1.1:9"},
+		{"udp://239.1.1.1%eth0:9", "udp4 239.1.1.1:9", "udp4 239.1.1.1:9"},
+		{"0.0.0.0:80", "tcp4 0.0.0.0:80", "tcp4 0.0.0.0:80"},
+		{"[::]:80", "tcp [::]:80", "tcp [::]:80"},
 		{"tls://example.com:443", "tcp example.com:443", "tcp example.com:443"},
 		{"unix://@a", "unix @a", "unix @a"},
 		{"seqpacket:///a", "unixpacket /a", "unixpacket /a"},
@@ -172,17 +176,28 @@ func args(network, address string, err error) string {
 	return network + " " + address
 }
 
+type resolver func(network, service string) (int, error)
+
+func (r resolver) LookupPort(_ context.Context, network, service string) (int, error) {
+	return r(network, service)
+}
+
 func TestResolveServiceAsksByNameAndProtocol(t *testing.T) {
-	lookup := func(name, protocol string) (uint16, bool) { return 53, name == "domain" && protocol == "udp" }
+	lookup := resolver(func(network, service string) (int, error) {
+		if network != "udp" || service != "domain" {
+			return 0, errors.New("unknown service")
+		}
+		return 53, nil
+	})
 	e, err := ParseEndpoint("udp4://127.0.0.1:domain")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e, err = e.ResolveService(lookup); err != nil || e.String() != "udp4://127.0.0.1:53" {
+	if e, err = e.ResolveService(t.Context(), lookup); err != nil || e.String() != "udp4://127.0.0.1:53" {
 		t.Errorf("got %v, %v", e, err)
 	}
 	e, _ = ParseEndpoint(":domain")
-	if _, err := e.ResolveService(lookup); err == nil {
+	if _, err := e.ResolveService(t.Context(), lookup); err == nil {
 		t.Error("an unknown service resolved")
 	}
 }

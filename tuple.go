@@ -32,7 +32,7 @@ func AddressOf(a net.Addr) Address {
 	case *net.UDPAddr:
 		return IPAddress(a.AddrPort())
 	case *net.UnixAddr:
-		if a == nil {
+		if a == nil || a.Name == "@" { // an unnamed peer, as Go's net package shows it
 			return Address{}
 		}
 		return Address{Name: a.Name}

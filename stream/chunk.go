@@ -1,0 +1,57 @@
+package stream
+
+import (
+	"net"
+	"sync"
+	"syscall"
+)
+
+// chunkSize is how much is read at a time: what loopback TCP delivers in one
+// segment, so that larger buffers gain nothing.
+const chunkSize = 64 << 10
+
+var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+// chunkReader reads into buffers of a shared pool, and takes one only when
+// there is something to read: an idle connection holds none.
+type chunkReader struct {
+	conn net.Conn
+	raw  syscall.RawConn              // nil where the descriptor cannot be waited for
+	try  func(fd uintptr) (done bool) // bound once: a closure at each read would be an allocation
+	buf  *[chunkSize]byte
+	n    int
+	err  error
+}
+
+func (r *chunkReader) init(conn net.Conn) {
+	r.conn = conn
+	if sc, ok := conn.(syscall.Conn); ok && canTryRead {
+		if raw, err := sc.SyscallConn(); err == nil {
+			r.raw, r.try = raw, r.tryRead
+		}
+	}
+}
+
+// read waits for bytes and returns them in a buffer that the caller gives back
+// to the pool by release.
+func (r *chunkReader) read() ([]byte, error) {
+	r.buf, r.n, r.err = nil, 0, nil
+	if r.raw == nil {
+		r.buf = chunks.Get().(*[chunkSize]byte)
+		r.n, r.err = r.conn.Read(r.buf[:])
+	} else if err := r.raw.Read(r.try); err != nil {
+		r.err = &net.OpError{Op: "read", Net: r.conn.LocalAddr().Network(), Source: r.conn.LocalAddr(), Addr: r.conn.RemoteAddr(), Err: err}
+	}
+	if r.n == 0 {
+		r.release()
+		return nil, r.err
+	}
+	return r.buf[:r.n], r.err
+}
+
+func (r *chunkReader) release() {
+	if r.buf != nil {
+		chunks.Put(r.buf)
+		r.buf = nil
+	}
+}

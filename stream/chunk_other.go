@@ -1,0 +1,7 @@
+//go:build !unix
+
+package stream
+
+const canTryRead = false
+
+func (r *chunkReader) tryRead(uintptr) bool { return true }

@@ -1,0 +1,346 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/sockopt"
+	"github.com/fivetuple/fivetuple/stats"
+)
+
+// ErrNotConnected is what sending answers while there is no connection.
+var ErrNotConnected = errors.New("not connected")
+
+// Defaults of a [Client].
+const (
+	DefaultTimeout  = 5 * time.Second
+	DefaultTries    = 3
+	DefaultDelay    = 2 * time.Second
+	DefaultMaxDelay = time.Minute
+)
+
+// Client keeps one connection to an endpoint. When it is lost, by end of file
+// or by an error, the client connects again. Set the fields, then call Connect.
+type Client struct {
+	Endpoint fivetuple.Endpoint
+	Service  string           // name in events
+	Sink     stats.Sink       // where events go; nil discards them
+	Options  sockopt.Settings // set on the socket before it connects
+	// Timeout bounds one attempt to connect, and one Send. Default 5 s.
+	Timeout time.Duration
+	// Tries is how many times the client tries to connect again, after the
+	// connection was lost or the first attempt failed, before it gives up.
+	// Default 3; negative never tries again.
+	Tries int
+	// Delay is the pause before each of the first three tries, default 2 s.
+	// From the fourth on it doubles, give or take a fifth, up to MaxDelay,
+	// default one minute.
+	Delay, MaxDelay time.Duration
+	// OnData is called with what arrives, in order; the slice is its own until it returns.
+	OnData func([]byte)
+	// OnPhase is called when the phase changes: connecting, connected, closed.
+	// err is why a connection, or an attempt, ended.
+	OnPhase func(phase fivetuple.Phase, err error)
+	// Dial opens the connection; nil dials Endpoint.
+	Dial func(ctx context.Context) (net.Conn, error)
+
+	mu     sync.Mutex
+	conn   net.Conn // nil while not connected
+	tuple  fivetuple.Tuple
+	phase  fivetuple.Phase
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the client has given up or is closed
+	err    error         // why it gave up
+	out    atomic.Uint64 // bytes sent on this connection
+}
+
+// Connect makes the first connection, trying again as the fields say. When it
+// returns nil the client is connected, and reads and reconnects on its own
+// until Close, the end of ctx, or the tries are used up.
+func (c *Client) Connect(ctx context.Context) error {
+	c.mu.Lock()
+	if c.done != nil {
+		c.mu.Unlock()
+		return errors.New("connect: the client is in use already")
+	}
+	ctx, c.cancel = context.WithCancel(ctx)
+	c.done = make(chan struct{})
+	c.mu.Unlock()
+
+	conn, err := c.connect(ctx, true)
+	if err != nil {
+		c.giveUp(err)
+		return err
+	}
+	go c.run(ctx, conn)
+	return nil
+}
+
+// run reads the connection to its end and replaces it, until it cannot.
+func (c *Client) run(ctx context.Context, conn net.Conn) {
+	for {
+		err := c.read(ctx, conn)
+		if ctx.Err() != nil {
+			c.giveUp(nil)
+			return
+		}
+		c.setPhase(fivetuple.PhaseConnecting, err)
+		if conn, err = c.connect(ctx, false); err != nil {
+			c.giveUp(err)
+			return
+		}
+	}
+}
+
+// connect tries to connect until it succeeds or the tries are used up. The
+// first attempt of all is made at once and does not count as a try.
+func (c *Client) connect(ctx context.Context, first bool) (net.Conn, error) {
+	tries := c.Tries
+	if tries == 0 {
+		tries = DefaultTries
+	}
+	err := fmt.Errorf("connect %s: %w", c.Endpoint, ErrNotConnected)
+	for try := range max(tries, 0) + 1 {
+		if try == 0 && !first {
+			continue
+		}
+		if try > 0 && !sleep(ctx, c.delay(try)) {
+			return nil, context.Cause(ctx)
+		}
+		c.setPhase(fivetuple.PhaseConnecting, nil)
+		var conn net.Conn
+		if conn, err = c.dial(ctx); err == nil {
+			return conn, nil
+		}
+		c.record(stats.Event{Kind: stats.Error, Tuple: c.target(), Err: err.Error()})
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		c.setPhase(fivetuple.PhaseConnecting, err)
+	}
+	if tries > 0 {
+		err = fmt.Errorf("gave up after %d tries: %w", tries, err)
+	}
+	return nil, err
+}
+
+// delay is the pause before the given try, counted from 1.
+func (c *Client) delay(try int) time.Duration {
+	d, limit := c.Delay, c.MaxDelay
+	if d <= 0 {
+		d = DefaultDelay
+	}
+	if limit <= 0 {
+		limit = DefaultMaxDelay
+	}
+	if try <= DefaultTries {
+		return d
+	}
+	for range try - DefaultTries {
+		d = min(2*d, limit)
+	}
+	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout())
+	defer cancel()
+	dial := c.Dial
+	if dial == nil {
+		dial = func(ctx context.Context) (net.Conn, error) { return Dial(ctx, c.Endpoint, c.Options) }
+	}
+	conn, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tuple := fivetuple.TupleOf(protocolOf(conn.LocalAddr()), conn)
+	c.mu.Lock()
+	c.conn, c.tuple = conn, tuple
+	c.out.Store(0)
+	c.mu.Unlock()
+	c.record(stats.Event{Kind: stats.Connect, Tuple: tuple})
+	c.setPhase(fivetuple.PhaseConnected, nil)
+	return conn, nil
+}
+
+// Dial connects to an endpoint, its service name resolved, once, with options set on the socket before.
+func Dial(ctx context.Context, e fivetuple.Endpoint, options sockopt.Settings) (net.Conn, error) {
+	network, address, err := e.DialArgs()
+	if err != nil {
+		return nil, err
+	}
+	if e.Network == fivetuple.TLS || e.Network.IsDatagram() {
+		return nil, fmt.Errorf("connect %s: a stream client speaks TCP and Unix sockets: %w", e, errors.ErrUnsupported)
+	}
+	d := net.Dialer{Control: options.Control, KeepAlive: -1}
+	d.SetMultipathTCP(false)
+	conn, err := d.DialContext(ctx, network, address)
+	if err == nil {
+		if err = applyPerConn(conn, options); err != nil {
+			conn.Close()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connect %s: %w", e, err)
+	}
+	return conn, nil
+}
+
+func (c *Client) timeout() time.Duration {
+	if c.Timeout > 0 {
+		return c.Timeout
+	}
+	return DefaultTimeout
+}
+
+// read hands over what arrives until the connection ends, and says why it did.
+func (c *Client) read(ctx context.Context, conn net.Conn) error {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	began := time.Now()
+	var reader chunkReader
+	reader.init(conn)
+	var in uint64
+	var err error
+	for err == nil {
+		var b []byte
+		b, err = reader.read()
+		in += uint64(len(b))
+		if len(b) > 0 {
+			if c.OnData != nil {
+				c.OnData(b)
+			}
+			reader.release()
+		}
+	}
+	c.mu.Lock()
+	tuple := c.tuple
+	c.conn = nil
+	c.mu.Unlock()
+	e := stats.Event{Kind: stats.Disconnect, Tuple: tuple, Cause: causeOf(err), TCP: finalInfo(conn),
+		BytesIn: in, BytesOut: c.out.Load(), Duration: time.Since(began)}
+	conn.Close()
+	if ctx.Err() != nil {
+		e.Cause = causeClosed
+	} else if e.Cause != causePeerClosed {
+		e.Err = err.Error()
+	}
+	c.record(e)
+	return err
+}
+
+// Send writes b whole. While there is no connection it refuses with
+// ErrNotConnected; it keeps nothing for later.
+func (c *Client) Send(b []byte) error {
+	c.mu.Lock()
+	conn := c.conn
+	c.mu.Unlock()
+	if conn == nil {
+		return fmt.Errorf("send to %s: %w", c.Endpoint, ErrNotConnected)
+	}
+	conn.SetWriteDeadline(time.Now().Add(c.timeout()))
+	n, err := conn.Write(b)
+	c.out.Add(uint64(n))
+	if err != nil {
+		conn.Close() // part of b may be gone: the stream is broken
+		return fmt.Errorf("send to %s: %w", c.Endpoint, err)
+	}
+	return nil
+}
+
+// Phase is closed, connecting or connected.
+func (c *Client) Phase() fivetuple.Phase {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.phase
+}
+
+// Tuple names the connection, or the last one.
+func (c *Client) Tuple() fivetuple.Tuple {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tuple
+}
+
+// Done is closed when the client has given up or is closed; nil before Connect.
+func (c *Client) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.done
+}
+
+// Err is why the client gave up, nil if it did not.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close ends the connection, or the attempts to get one, and waits until both are gone.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	cancel, done := c.cancel, c.done
+	c.mu.Unlock()
+	if cancel == nil {
+		return nil
+	}
+	cancel()
+	<-done
+	return nil
+}
+
+func (c *Client) giveUp(err error) {
+	c.mu.Lock()
+	c.err = err
+	cancel, done := c.cancel, c.done
+	c.mu.Unlock()
+	cancel()
+	c.setPhase(fivetuple.PhaseClosed, err)
+	close(done)
+}
+
+func (c *Client) setPhase(p fivetuple.Phase, err error) {
+	c.mu.Lock()
+	changed := c.phase != p
+	c.phase = p
+	c.mu.Unlock()
+	if c.OnPhase != nil && (changed || err != nil) {
+		c.OnPhase(p, err)
+	}
+}
+
+// target names what is connected to before there is a connection.
+func (c *Client) target() fivetuple.Tuple {
+	t := fivetuple.Tuple{Protocol: c.Endpoint.Network.Protocol(), Remote: fivetuple.Address{Name: c.Endpoint.Path}}
+	if a, ok := c.Endpoint.Addr(); ok {
+		t.Remote.AddrPort = netip.AddrPortFrom(a, c.Endpoint.Ports.First)
+	}
+	return t
+}
+
+func (c *Client) record(e stats.Event) {
+	if c.Sink == nil {
+		return
+	}
+	e.Time, e.Service = time.Now(), c.Service
+	c.Sink.Record(e)
+}

@@ -1,0 +1,250 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/sockopt"
+	"github.com/fivetuple/fivetuple/stats"
+)
+
+// Errors of sending to a connection.
+var (
+	ErrNoConn = errors.New("no such connection")
+	ErrSlow   = errors.New("client too slow: its write queue is full, it was dropped")
+)
+
+// Why a connection ended, as events and history name it.
+const (
+	causePeerClosed  = "peer closed"
+	causePeerReset   = "peer reset"
+	causeClosed      = "closed"
+	causeFailed      = "failed"
+	causeTimedOut    = "timed out"
+	causeIdle        = "idle timeout"
+	causeNoFirstByte = "no first byte"
+	causeSlow        = "too slow"
+	causeDrained     = "drained"
+	causeShutdown    = "reset at shutdown"
+)
+
+// flushTimeout bounds how long a connection is kept, when its handler is done,
+// until the peer has everything that was written to it.
+const flushTimeout = 5 * time.Second
+
+// Conn is a connection of a [Server]. It counts what goes through it and knows
+// its id. Read, Write and the rest of net.Conn work as usual, from any
+// goroutine.
+type Conn struct {
+	net.Conn
+	server  *Server
+	id      uint64
+	tuple   fivetuple.Tuple
+	source  source
+	started time.Time
+	ctx     context.Context
+	cancel  context.CancelFunc
+	reader  chunkReader
+	queue   writeQueue
+
+	in, out  atomic.Uint64
+	active   atomic.Int64 // nanoseconds since started, when a byte was last moved
+	endOnce  sync.Once
+	cause    string // set once by endOnce, with end
+	end      error
+	reported struct { // by the sweeper only
+		at      time.Time
+		in, out uint64
+	}
+}
+
+var _ net.Conn = (*Conn)(nil)
+
+func newConn(s *Server, id uint64, nc net.Conn) *Conn {
+	c := &Conn{Conn: nc, server: s, id: id, started: time.Now()}
+	c.tuple = fivetuple.TupleOf(protocolOf(nc.LocalAddr()), nc)
+	if ap := c.tuple.Remote.AddrPort; ap.IsValid() {
+		c.source = sourceOf(ap)
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.reader.init(nc)
+	c.reported.at = c.started
+	return c
+}
+
+// ID is the connection's number in its server, counted from 1 and never used again.
+func (c *Conn) ID() uint64 { return c.id }
+
+// Tuple names the connection; Local is this side.
+func (c *Conn) Tuple() fivetuple.Tuple { return c.tuple }
+
+// Server is what accepted the connection.
+func (c *Conn) Server() *Server { return c.server }
+
+// Read implements net.Conn.
+func (c *Conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.moved(&c.in, n)
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.moved(&c.out, n)
+	return n, err
+}
+
+// Close implements net.Conn.
+func (c *Conn) Close() error {
+	c.setCause(causeClosed, nil)
+	c.cancel()
+	return c.Conn.Close()
+}
+
+// CloseWrite sends end of file to the peer and goes on reading, where the
+// transport can (TCP and Unix sockets).
+func (c *Conn) CloseWrite() error {
+	if hc, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return hc.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+func (c *Conn) moved(counter *atomic.Uint64, n int) {
+	if n > 0 {
+		counter.Add(uint64(n))
+		c.active.Store(int64(time.Since(c.started)))
+	}
+}
+
+// idleFor is how long ago a byte was last moved.
+func (c *Conn) idleFor() time.Duration {
+	return time.Since(c.started) - time.Duration(c.active.Load())
+}
+
+// setCause records why the connection ends; the first reason given stays.
+func (c *Conn) setCause(cause string, err error) {
+	c.endOnce.Do(func() { c.cause, c.end = cause, err })
+}
+
+func (c *Conn) closeBecause(cause string, err error) {
+	c.setCause(cause, err)
+	c.Close()
+}
+
+func (c *Conn) resetBecause(cause string) {
+	c.setCause(cause, nil)
+	c.cancel()
+	reset(c.Conn)
+}
+
+// reset closes a connection at once: TCP sends RST and forgets unsent data.
+func reset(nc net.Conn) {
+	if tc, ok := nc.(*net.TCPConn); ok {
+		tc.SetLinger(0)
+	}
+	nc.Close()
+}
+
+// finish is called once, when the handler has returned.
+func (c *Conn) finish(err error) {
+	c.setCause(causeOf(err), err)
+	c.cancel()
+	if c.cause == causePeerClosed {
+		c.flush()
+	}
+	info := finalInfo(c.Conn)
+	c.Conn.Close()
+	c.queue.close()
+	e := stats.Event{
+		Kind: stats.Disconnect, Tuple: c.tuple, Conn: c.id, Cause: c.cause, TCP: info,
+		BytesIn: c.in.Load(), BytesOut: c.out.Load(), Duration: time.Since(c.started),
+	}
+	if c.end != nil && c.cause != causePeerClosed {
+		e.Err = c.end.Error()
+	}
+	c.server.record(e)
+}
+
+// flush sends what is still queued for the peer and end of file, and waits, at
+// most flushTimeout, until the peer has all of it. A plain close would not do:
+// what arrives after it is answered by a reset, which makes the peer throw
+// away what it has not read yet (RFC 1122 section 4.2.2.13); and a kernel short
+// of TCP memory resets closed sockets that still have something to send.
+func (c *Conn) flush() {
+	deadline := time.Now().Add(flushTimeout)
+	c.SetDeadline(deadline)
+	c.queue.close()
+	if c.CloseWrite() != nil {
+		return
+	}
+	for { // to the peer's end of file; not counted, as the handler did not want it
+		b, err := c.reader.read()
+		if len(b) > 0 {
+			c.reader.release()
+		}
+		if err != nil {
+			break
+		}
+	}
+	tc, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	wait := backoff{min: time.Millisecond, max: 50 * time.Millisecond}
+	for time.Now().Before(deadline) {
+		if i, err := sockopt.TCPInfoOf(tc); err != nil || i.Unacked == 0 && i.NotSentBytes == 0 {
+			return
+		}
+		time.Sleep(wait.next())
+	}
+}
+
+func causeOf(err error) string {
+	switch {
+	case err == nil || errors.Is(err, io.EOF):
+		return causePeerClosed
+	case errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE):
+		return causePeerReset
+	case errors.Is(err, net.ErrClosed):
+		return causeClosed
+	case errors.Is(err, syscall.ETIMEDOUT) || isTimeout(err):
+		return causeTimedOut
+	}
+	return causeFailed
+}
+
+// finalInfo is the kernel's last view of a TCP connection, nil where there is none.
+func finalInfo(nc net.Conn) *stats.TCP {
+	sc, ok := nc.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	i, err := sockopt.TCPInfoOf(sc)
+	if err != nil {
+		return nil
+	}
+	return &stats.TCP{RTT: i.RTT, RTTVar: i.RTTVar, Retransmits: i.TotalRetrans, Cwnd: i.SndCwnd, MSS: i.SndMSS}
+}
+
+// reportData records a Data event if the last is older than every and bytes
+// were moved since.
+func (c *Conn) reportData(every time.Duration) {
+	if time.Since(c.reported.at) < every {
+		return
+	}
+	in, out := c.in.Load(), c.out.Load()
+	if in == c.reported.in && out == c.reported.out {
+		return
+	}
+	c.reported.at, c.reported.in, c.reported.out = time.Now(), in, out
+	c.server.record(stats.Event{Kind: stats.Data, Tuple: c.tuple, Conn: c.id, BytesIn: in, BytesOut: out})
+}

@@ -1,0 +1,162 @@
+package stream
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/fivetuple/fivetuple/internal/acl"
+)
+
+// Limits bound what a server takes on. The zero value of a field is no limit,
+// except where a default is given.
+type Limits struct {
+	// MaxConns is how many connections there may be at once. Further ones wait
+	// in the kernel's backlog.
+	MaxConns int
+	// MaxPerSource is how many of them may come from one address, or from one
+	// /64 of IPv6. Further ones are reset.
+	MaxPerSource int
+	// AcceptRate is how many connections are accepted per second, evenly
+	// spaced after a burst of a tenth of a second's worth, at least one.
+	AcceptRate float64
+	// IdleTimeout closes a connection on which no byte was moved for so long.
+	IdleTimeout time.Duration
+	// FirstByteTimeout closes a connection whose client sent nothing for so
+	// long after it was accepted.
+	FirstByteTimeout time.Duration
+	// WriteQueue is how many bytes may wait in memory for one client before it
+	// is dropped as too slow. Default 256 KiB.
+	WriteQueue int
+	// Allow, if not empty, lists the only sources that are served; Deny lists
+	// sources that are not. The longest matching prefix of both decides, Deny
+	// on a tie. Unix sockets have no source and are not judged.
+	Allow, Deny []netip.Prefix
+}
+
+const defaultWriteQueue = 256 << 10
+
+// source is what per-source limits count by: an IPv4 address, or an IPv6 /64,
+// which is what one customer gets (RFC 6177).
+type source = netip.Addr
+
+func sourceOf(ap netip.AddrPort) source {
+	a := ap.Addr().Unmap().WithZone("")
+	if !a.Is6() {
+		return a
+	}
+	p, _ := a.Prefix(64)
+	return p.Addr()
+}
+
+// SetLimits changes the limits for connections from now on; the timeouts apply
+// to those that exist as well.
+func (s *Server) SetLimits(l Limits) {
+	s.limits.Store(&l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.slotFree != nil {
+		close(s.slotFree)
+		s.slotFree = make(chan struct{})
+	}
+}
+
+// admit enters a connection among those served, or says why it may not be.
+func (s *Server) admit(c *Conn) (refused string) {
+	l := s.limits.Load()
+	if !(acl.List{Allow: l.Allow, Deny: l.Deny}).Allows(c.tuple.Remote.AddrPort.Addr()) {
+		return "source not allowed"
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return "shutting down"
+	case l.MaxPerSource > 0 && c.source.IsValid() && s.perSource[c.source] >= l.MaxPerSource:
+		return fmt.Sprintf("more than %d connections from %s", l.MaxPerSource, c.source)
+	}
+	s.conns[c.id] = c
+	s.perSource[c.source]++
+	s.wg.Add(1)
+	return ""
+}
+
+// waitForSlot returns when the limits allow another accept, or false when the
+// server is shut down.
+func (s *Server) waitForSlot() bool {
+	for {
+		l := s.limits.Load()
+		s.mu.Lock()
+		closed, full, free := s.closed, l.MaxConns > 0 && len(s.conns) >= l.MaxConns, s.slotFree
+		var wait time.Duration
+		if !full {
+			wait = s.bucket.take(l.AcceptRate, time.Now())
+		}
+		s.mu.Unlock()
+		switch {
+		case closed:
+			return false
+		case full:
+			<-free
+		case wait > 0:
+			s.sleep(wait)
+		default:
+			return true
+		}
+	}
+}
+
+// bucket is a token bucket (the generic cell rate algorithm): next is when a
+// token is due if none is saved.
+type bucket struct{ next time.Time }
+
+// take takes a token, or says how long until there is one. rate is per second;
+// 0 has no limit.
+func (b *bucket) take(rate float64, now time.Time) time.Duration {
+	if rate <= 0 {
+		return 0
+	}
+	interval := time.Duration(float64(time.Second) / rate)
+	burst := max(100*time.Millisecond, interval)
+	if b.next.Before(now.Add(-burst)) {
+		b.next = now.Add(-burst)
+	}
+	due := b.next.Add(interval)
+	if due.After(now) {
+		return due.Sub(now)
+	}
+	b.next = due
+	return 0
+}
+
+// sweep closes connections that are idle too long, and reports the totals of
+// those that live long.
+func (s *Server) sweep() {
+	const dataEvery = 10 * time.Second
+	for {
+		l := s.limits.Load()
+		every := time.Second
+		for _, d := range []time.Duration{l.IdleTimeout, l.FirstByteTimeout} {
+			if d > 0 {
+				every = min(every, max(d/8, 5*time.Millisecond))
+			}
+		}
+		t := time.NewTimer(every)
+		select {
+		case <-s.sweeper:
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		for _, c := range s.snapshot() {
+			switch {
+			case l.FirstByteTimeout > 0 && c.in.Load() == 0 && time.Since(c.started) >= l.FirstByteTimeout:
+				c.closeBecause(causeNoFirstByte, nil)
+			case l.IdleTimeout > 0 && c.idleFor() >= l.IdleTimeout:
+				c.closeBecause(causeIdle, nil)
+			default:
+				c.reportData(dataEvery)
+			}
+		}
+	}
+}

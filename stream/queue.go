@@ -1,0 +1,79 @@
+package stream
+
+import "sync"
+
+// writeQueue holds what waits to be written to one connection. A goroutine
+// writes it out, and exists only while there is something to write.
+type writeQueue struct {
+	mu      sync.Mutex
+	waiting [][]byte
+	size    int // bytes waiting, those being written included
+	writing bool
+	closed  bool
+	done    sync.WaitGroup
+}
+
+// Send queues a copy of b. It never waits: if more than Limits.WriteQueue
+// bytes would wait for this client, the client is dropped and the error is
+// ErrSlow.
+func (c *Conn) Send(b []byte) error { return c.enqueue(append([]byte(nil), b...)) }
+
+// enqueue queues b itself, which must not change any more.
+func (c *Conn) enqueue(b []byte) error {
+	limit := c.server.limits.Load().WriteQueue
+	if limit <= 0 {
+		limit = defaultWriteQueue
+	}
+	q := &c.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.closed:
+		return ErrNoConn
+	case q.size+len(b) > limit:
+		q.closed = true
+		c.resetBecause(causeSlow)
+		return ErrSlow
+	}
+	q.waiting = append(q.waiting, b)
+	q.size += len(b)
+	if !q.writing {
+		q.writing = true
+		q.done.Go(c.writeQueued)
+	}
+	return nil
+}
+
+// writeQueued writes until the queue is empty or the connection fails, which
+// its reader will notice too.
+func (c *Conn) writeQueued() {
+	q := &c.queue
+	for {
+		q.mu.Lock()
+		if len(q.waiting) == 0 {
+			q.writing = false
+			q.mu.Unlock()
+			return
+		}
+		b := q.waiting[0]
+		q.waiting[0] = nil
+		q.waiting = q.waiting[1:]
+		q.mu.Unlock()
+		_, err := c.Write(b)
+		q.mu.Lock()
+		q.size -= len(b)
+		if err != nil {
+			q.closed, q.waiting = true, nil
+		}
+		q.mu.Unlock()
+	}
+}
+
+// close takes nothing more and returns when what waits is written, or could
+// not be written.
+func (q *writeQueue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.done.Wait()
+}

@@ -1,0 +1,359 @@
+// Package stream serves and makes connections that carry a stream of bytes:
+// TCP and Unix sockets.
+//
+// A [Server] runs a [Handler] on every connection of its listeners, within
+// limits, and survives what connections do to a server: clients that never
+// read, that send a byte a second, that come by the thousand from one address,
+// and a process that runs out of descriptors. A [Client] connects, and
+// connects again when the connection is lost.
+//
+// It stands on Go's net package and works wherever that does; what needs Linux
+// (socket options by name, the mode of a Unix socket set without a race) says
+// so in its error elsewhere.
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/sockopt"
+	"github.com/fivetuple/fivetuple/stats"
+)
+
+// Handler serves one connection. The connection is closed when it returns; a
+// nil error or io.EOF means that the peer was done. ctx ends when the
+// connection is closed, by whomever.
+type Handler interface {
+	ServeConn(ctx context.Context, c *Conn) error
+}
+
+// HandlerFunc makes a function a Handler.
+type HandlerFunc func(ctx context.Context, c *Conn) error
+
+// ServeConn calls f.
+func (f HandlerFunc) ServeConn(ctx context.Context, c *Conn) error { return f(ctx, c) }
+
+// ErrServerClosed is what [Server.Serve] returns after Shutdown.
+var ErrServerClosed = errors.New("server closed")
+
+// Server serves the connections of any number of listeners with one handler.
+// Set the fields before the first call of Serve; limits can change later.
+type Server struct {
+	Service string           // its name in events
+	Handler Handler          // required
+	Sink    stats.Sink       // where events go; nil discards them
+	Limits  Limits           // what it takes on; SetLimits changes them while it serves
+	Options sockopt.Settings // set on every accepted connection where the listener's do not carry over
+
+	limits atomic.Pointer[Limits]
+	nextID atomic.Uint64
+
+	mu        sync.Mutex
+	closed    bool
+	listeners map[net.Listener]struct{}
+	conns     map[uint64]*Conn
+	perSource map[source]int
+	slotFree  chan struct{} // closed and replaced when a connection ends
+	bucket    bucket
+	sweeper   chan struct{}  // closed to stop the sweeper, nil if none runs
+	wg        sync.WaitGroup // handlers and the sweeper
+}
+
+// Serve accepts connections on ln until Shutdown, and closes ln. It returns
+// ErrServerClosed, or the error that ended accepting for good: net.ErrClosed if
+// ln was closed by another, which leaves its connections as they are.
+func (s *Server) Serve(ln net.Listener) error {
+	if err := s.addListener(ln); err != nil {
+		ln.Close()
+		return err
+	}
+	defer s.removeListener(ln)
+	pause := backoff{min: 5 * time.Millisecond, max: time.Second}
+	for {
+		if !s.waitForSlot() {
+			return ErrServerClosed
+		}
+		nc, err := ln.Accept()
+		if err != nil {
+			if s.isClosed() {
+				return ErrServerClosed
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+			}
+			if !acceptAgain(err) {
+				s.recordError(ln, fmt.Errorf("accept: %w", err))
+				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+			}
+			if pause.first() {
+				s.recordError(ln, fmt.Errorf("accept paused: %w", err))
+			}
+			s.sleep(pause.next())
+			continue
+		}
+		pause.reset()
+		s.start(nc)
+	}
+}
+
+// acceptAgain says whether accept(2) may succeed later: descriptors or memory
+// are short, or the error belonged to the connection that was to be accepted.
+func acceptAgain(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED,
+		syscall.EINTR, syscall.EPERM, syscall.EPROTO, syscall.ENETDOWN, syscall.EHOSTDOWN, syscall.EHOSTUNREACH,
+		syscall.ENETUNREACH, syscall.EOPNOTSUPP, syscall.ETIMEDOUT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Server) addListener(ln net.Listener) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrServerClosed
+	}
+	if s.listeners == nil {
+		s.listeners = make(map[net.Listener]struct{})
+		s.conns = make(map[uint64]*Conn)
+		s.perSource = make(map[source]int)
+		s.slotFree = make(chan struct{})
+		s.sweeper = make(chan struct{})
+		if s.limits.Load() == nil {
+			l := s.Limits
+			s.limits.Store(&l)
+		}
+		s.wg.Go(s.sweep)
+	}
+	s.listeners[ln] = struct{}{}
+	s.record(stats.Event{Kind: stats.Listen, Tuple: listenTuple(ln)})
+	return nil
+}
+
+func (s *Server) removeListener(ln net.Listener) {
+	ln.Close()
+	s.mu.Lock()
+	delete(s.listeners, ln)
+	s.mu.Unlock()
+	s.record(stats.Event{Kind: stats.Close, Tuple: listenTuple(ln)})
+}
+
+func listenTuple(ln net.Listener) fivetuple.Tuple {
+	return fivetuple.Tuple{Protocol: protocolOf(ln.Addr()), Local: fivetuple.AddressOf(ln.Addr())}
+}
+
+// protocolOf names the protocol of an address as the net package does.
+func protocolOf(a net.Addr) fivetuple.Network {
+	if a.Network() == "unixpacket" {
+		return fivetuple.Seqpacket
+	}
+	n, err := fivetuple.ParseNetwork(a.Network())
+	if err != nil {
+		return fivetuple.NetworkNone
+	}
+	return n.Protocol()
+}
+
+// start runs the handler on an accepted connection, or resets the connection
+// if the limits forbid it.
+func (s *Server) start(nc net.Conn) {
+	c := newConn(s, s.nextID.Add(1), nc)
+	if reason := s.admit(c); reason != "" {
+		reset(nc)
+		s.record(stats.Event{Kind: stats.Error, Tuple: c.tuple, Conn: c.id, Err: "refused: " + reason})
+		return
+	}
+	s.record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id})
+	go s.serveConn(c)
+}
+
+func (s *Server) serveConn(c *Conn) {
+	defer s.wg.Done()
+	err := applyPerConn(c.Conn, s.Options)
+	if err == nil {
+		err = s.Handler.ServeConn(c.ctx, c)
+	}
+	c.finish(err)
+	s.mu.Lock()
+	delete(s.conns, c.id)
+	if n := s.perSource[c.source]; n > 1 {
+		s.perSource[c.source] = n - 1
+	} else {
+		delete(s.perSource, c.source)
+	}
+	close(s.slotFree)
+	s.slotFree = make(chan struct{})
+	s.mu.Unlock()
+}
+
+// Conns returns the ids of the connections of this moment, in no order.
+func (s *Server) Conns() []uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]uint64, 0, len(s.conns))
+	for id := range s.conns {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Send queues b for one connection. It does not wait: a client too slow to
+// take what is queued for it is dropped, and the error is ErrSlow. An unknown
+// id is ErrNoConn.
+func (s *Server) Send(id uint64, b []byte) error {
+	s.mu.Lock()
+	c := s.conns[id]
+	s.mu.Unlock()
+	if c == nil {
+		return fmt.Errorf("connection %d: %w", id, ErrNoConn)
+	}
+	return c.Send(b)
+}
+
+// Broadcast queues b for every connection and returns for how many. It never
+// waits for a client: see [Server.Send].
+func (s *Server) Broadcast(b []byte) int {
+	b = append([]byte(nil), b...) // one copy, shared by all queues
+	s.mu.Lock()
+	conns := make([]*Conn, 0, len(s.conns))
+	for _, c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	n := 0
+	for _, c := range conns {
+		if c.enqueue(b) == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Shutdown closes the listeners, lets connections come to rest, and returns
+// when all handlers have returned. A connection on which nothing has moved for
+// a quarter of a second is closed; those still busy when ctx ends are reset.
+// The error is ctx's if any had to be reset.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	already := s.closed
+	s.closed = true
+	for ln := range s.listeners {
+		ln.Close()
+	}
+	if s.slotFree != nil && !already {
+		close(s.slotFree)
+		s.slotFree = make(chan struct{})
+	}
+	s.mu.Unlock()
+
+	var err error
+	if !s.drain(ctx) {
+		err = ctx.Err()
+	}
+	s.mu.Lock()
+	if s.sweeper != nil && !already {
+		close(s.sweeper)
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+	return err
+}
+
+// drain closes connections as they fall quiet, and resets the rest when ctx
+// ends. It reports whether none had to be reset.
+func (s *Server) drain(ctx context.Context) bool {
+	const quiet = 250 * time.Millisecond
+	tick := time.NewTicker(quiet / 5)
+	defer tick.Stop()
+	for {
+		left := 0
+		for _, c := range s.snapshot() {
+			if c.idleFor() >= quiet {
+				c.closeBecause(causeDrained, nil)
+			} else {
+				left++
+			}
+		}
+		if left == 0 {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			for _, c := range s.snapshot() {
+				c.resetBecause(causeShutdown)
+			}
+			return false
+		}
+	}
+}
+
+func (s *Server) snapshot() []*Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	conns := make([]*Conn, 0, len(s.conns))
+	for _, c := range s.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}
+
+func (s *Server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// sleep waits for d or until a connection ends, whichever is first: a closed
+// connection gives back a descriptor.
+func (s *Server) sleep(d time.Duration) {
+	s.mu.Lock()
+	free := s.slotFree
+	s.mu.Unlock()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-free:
+	}
+}
+
+func (s *Server) record(e stats.Event) {
+	if s.Sink == nil {
+		return
+	}
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	e.Service = s.Service
+	s.Sink.Record(e)
+}
+
+func (s *Server) recordError(ln net.Listener, err error) {
+	s.record(stats.Event{Kind: stats.Error, Tuple: listenTuple(ln), Err: err.Error()})
+}
+
+// backoff doubles a pause from min to max.
+type backoff struct {
+	min, max, last time.Duration
+}
+
+func (b *backoff) first() bool { return b.last == 0 }
+func (b *backoff) reset()      { b.last = 0 }
+func (b *backoff) next() time.Duration {
+	b.last = min(max(2*b.last, b.min), b.max)
+	return b.last
+}
+
+// isTimeout says whether err is a deadline that ran out.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
