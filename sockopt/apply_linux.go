@@ -111,7 +111,7 @@ func apply(fd int, sk Sockets, s Setting) (Granted, error) {
 
 // admits is the check of the socket kind, as an error that names both sides.
 func (o *Option) admits(sk Sockets) error {
-	if !o.Sockets.admits(sk) {
+	if !o.Sockets.Admits(sk) {
 		return fmt.Errorf("%w: %s is for %s sockets, this one is %s", ErrSocket, o.Constant, o.Sockets, sk)
 	}
 	if o.Level == levelIP && o.Kind != Group && sk&Raw != 0 && sk&IPv6 != 0 {

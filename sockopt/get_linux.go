@@ -94,7 +94,7 @@ func Default(name string) (Setting, error) {
 		return Setting{}, unknown(name)
 	}
 	for _, fresh := range freshSockets {
-		if !o.Sockets.admits(fresh.kind) {
+		if !o.Sockets.Admits(fresh.kind) {
 			continue
 		}
 		fd, err := unix.Socket(fresh.domain, fresh.typ|unix.SOCK_CLOEXEC, fresh.protocol)

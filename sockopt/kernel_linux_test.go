@@ -211,7 +211,7 @@ func TestEveryOptionOnTheRunningKernel(t *testing.T) {
 	privileged := !strings.Contains(readFile(t, "/proc/self/uid_map"), " 1\n")
 	for _, sock := range testSockets {
 		for _, o := range All() {
-			if !o.Sockets.admits(sock.kind) || o.admits(sock.kind) != nil {
+			if !o.Sockets.Admits(sock.kind) || o.admits(sock.kind) != nil {
 				continue
 			}
 			t.Run(strings.ReplaceAll(sock.kind.String(), " ", "")+"/"+o.Name, func(t *testing.T) {

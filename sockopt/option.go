@@ -158,9 +158,9 @@ func (s Sockets) String() string {
 	return strings.Join(names, " ")
 }
 
-// admits reports whether an option for the sockets s belongs to the one socket that have describes. A socket of a
+// Admits reports whether an option for the sockets s belongs to the one socket that have describes. A socket of a
 // family this package does not know (vsock, netlink) is left for the kernel to judge.
-func (s Sockets) admits(have Sockets) bool {
+func (s Sockets) Admits(have Sockets) bool {
 	if have == 0 {
 		return true
 	}

@@ -106,8 +106,8 @@ func TestSocketsAdmit(t *testing.T) {
 		{TCP, TCP | IPv4 | MPTCP, true},
 		{TCP, 0, true}, // an unknown family is left to the kernel
 	} {
-		if got := tc.option.admits(tc.socket); got != tc.want {
-			t.Errorf("(%s).admits(%s) = %v, want %v", tc.option, tc.socket, got, tc.want)
+		if got := tc.option.Admits(tc.socket); got != tc.want {
+			t.Errorf("(%s).Admits(%s) = %v, want %v", tc.option, tc.socket, got, tc.want)
 		}
 	}
 }

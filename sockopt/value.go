@@ -189,6 +189,9 @@ var sizeUnits = []struct {
 	{"k", 1e3}, {"m", 1e6}, {"g", 1e9}, {"t", 1e12}, {"b", 1},
 }
 
+// ParseBytes reads a size: 4096, 64KiB, 1.5MiB, 1MB (k, M, G count in thousands; Ki, Mi, Gi in 1024).
+func ParseBytes(text string) (int64, error) { return parseBytes(text, false) }
+
 // parseBytes reads a size in bytes, of a rate in bytes or bits per second. It returns strconv's errors for what is no
 // number and for what does not fit 64 bits.
 func parseBytes(text string, rate bool) (int64, error) {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
@@ -279,6 +280,19 @@ func (c *Client) Tuple() fivetuple.Tuple {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.tuple
+}
+
+// TCPInfo is what the kernel knows about the connection. The error is
+// ErrNotConnected while there is none.
+func (c *Client) TCPInfo() (sockopt.TCPInfo, error) {
+	c.mu.Lock()
+	conn := c.conn
+	c.mu.Unlock()
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return sockopt.TCPInfo{}, ErrNotConnected
+	}
+	return sockopt.TCPInfoOf(sc)
 }
 
 // Done is closed when the client has given up or is closed; nil before Connect.

@@ -31,6 +31,7 @@ const (
 	causeIdle        = "idle timeout"
 	causeNoFirstByte = "no first byte"
 	causeSlow        = "too slow"
+	causeCut         = "cut"
 	causeDrained     = "drained"
 	causeShutdown    = "reset at shutdown"
 )

@@ -148,6 +148,7 @@ func (s *Server) sweep() {
 			return
 		case <-t.C:
 		}
+		s.recordKeptBack(time.Now())
 		for _, c := range s.snapshot() {
 			switch {
 			case l.FirstByteTimeout > 0 && c.in.Load() == 0 && time.Since(c.started) >= l.FirstByteTimeout:

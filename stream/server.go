@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/quota"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -40,6 +41,10 @@ type HandlerFunc func(ctx context.Context, c *Conn) error
 
 // ServeConn calls f.
 func (f HandlerFunc) ServeConn(ctx context.Context, c *Conn) error { return f(ctx, c) }
+
+// maxErrors is how many Error events a server makes in a second. What goes over
+// is counted, and said in one more.
+const maxErrors = 10
 
 // ErrServerClosed is what [Server.Serve] returns after Shutdown.
 var ErrServerClosed = errors.New("server closed")
@@ -63,6 +68,7 @@ type Server struct {
 	perSource map[source]int
 	slotFree  chan struct{} // closed and replaced when a connection ends
 	bucket    bucket
+	errors    quota.PerSecond
 	sweeper   chan struct{}  // closed to stop the sweeper, nil if none runs
 	wg        sync.WaitGroup // handlers and the sweeper
 }
@@ -90,11 +96,11 @@ func (s *Server) Serve(ln net.Listener) error {
 				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 			}
 			if !acceptAgain(err) {
-				s.recordError(ln, fmt.Errorf("accept: %w", err))
+				s.recordError(listenTuple(ln), fmt.Errorf("accept: %w", err))
 				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 			}
 			if pause.first() {
-				s.recordError(ln, fmt.Errorf("accept paused: %w", err))
+				s.recordError(listenTuple(ln), fmt.Errorf("accept paused: %w", err))
 			}
 			s.sleep(pause.next())
 			continue
@@ -170,7 +176,7 @@ func (s *Server) start(nc net.Conn) {
 	c := newConn(s, s.nextID.Add(1), nc)
 	if reason := s.admit(c); reason != "" {
 		reset(nc)
-		s.record(stats.Event{Kind: stats.Error, Tuple: c.tuple, Conn: c.id, Err: "refused: " + reason})
+		s.recordError(c.tuple, errors.New("refused: "+reason))
 		return
 	}
 	s.record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id})
@@ -220,6 +226,18 @@ func (s *Server) Send(id uint64, b []byte) error {
 	return c.Send(b)
 }
 
+// Cut resets one connection. An unknown id is ErrNoConn.
+func (s *Server) Cut(id uint64) error {
+	s.mu.Lock()
+	c := s.conns[id]
+	s.mu.Unlock()
+	if c == nil {
+		return fmt.Errorf("connection %d: %w", id, ErrNoConn)
+	}
+	c.resetBecause(causeCut)
+	return nil
+}
+
 // Broadcast queues b for every connection and returns for how many. It never
 // waits for a client: see [Server.Send].
 func (s *Server) Broadcast(b []byte) int {
@@ -266,6 +284,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
+	s.recordKeptBack(time.Now().Add(time.Second)) // all of it
 	return err
 }
 
@@ -339,8 +358,24 @@ func (s *Server) record(e stats.Event) {
 	s.Sink.Record(e)
 }
 
-func (s *Server) recordError(ln net.Listener, err error) {
-	s.record(stats.Event{Kind: stats.Error, Tuple: listenTuple(ln), Err: err.Error()})
+// recordError records an error, or counts it if there were many in this second.
+func (s *Server) recordError(tuple fivetuple.Tuple, err error) {
+	s.mu.Lock()
+	ok := s.errors.Take(time.Now(), maxErrors)
+	s.mu.Unlock()
+	if ok {
+		s.record(stats.Event{Kind: stats.Error, Tuple: tuple, Err: err.Error()})
+	}
+}
+
+// recordKeptBack says how many errors were only counted.
+func (s *Server) recordKeptBack(now time.Time) {
+	s.mu.Lock()
+	n := s.errors.KeptBack(now)
+	s.mu.Unlock()
+	if n > 0 {
+		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors within a second", n)})
+	}
 }
 
 // backoff doubles a pause from min to max.

@@ -1,0 +1,278 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/datagram"
+	"github.com/fivetuple/fivetuple/sockopt"
+	"github.com/fivetuple/fivetuple/stream"
+)
+
+// Config is what a daemon runs. The zero value runs no service and keeps the
+// history at its default place.
+type Config struct {
+	Services []Service `yaml:"services"`
+	History  History   `yaml:"history"`
+	// Drain is how long connections may go on after the order to stop, before
+	// they are reset. Default 10 s.
+	Drain Duration `yaml:"drain"`
+}
+
+// Service is one thing that listens.
+type Service struct {
+	Name    string   `yaml:"name"`    // in logs and in the history; default KIND-PORT
+	Listen  Endpoint `yaml:"listen"`  // required
+	Kind    string   `yaml:"kind"`    // of the built-in handlers; default echo
+	Options []Option `yaml:"options"` // socket options, each name=value
+	Limits  Limits   `yaml:"limits"`
+	Allow   []Prefix `yaml:"allow"` // the only sources served, if any are given
+	Deny    []Prefix `yaml:"deny"`  // sources not served
+	Mode    Mode     `yaml:"mode"`  // permissions of a Unix socket's path; default 0600
+
+	line int // in the configuration file, for errors
+}
+
+// Limits of one service. Zero is the default; "off", where it is taken, no limit.
+type Limits struct {
+	Connections Count    `yaml:"connections"` // at once; default what the descriptor limit allows
+	PerSource   Count    `yaml:"per_source"`  // of them from one address; default three quarters
+	AcceptRate  Count    `yaml:"accept_rate"` // connections per second; default off
+	Idle        Duration `yaml:"idle"`        // without a byte moved; default 10 minutes
+	FirstByte   Duration `yaml:"first_byte"`  // until the client sends something; default off
+	WriteQueue  Size     `yaml:"write_queue"` // waiting for one slow client; default 256 KiB
+}
+
+// History says what is kept of the events.
+type History struct {
+	Path    string   `yaml:"path"`     // of the database; default history.db in the state directory
+	Keep    Duration `yaml:"keep"`     // how long; default 30 days
+	MaxSize Size     `yaml:"max_size"` // of the file; default 256 MiB
+	Off     bool     `yaml:"off"`      // keep none
+}
+
+// DefaultConfig is what `ft serve` runs without a configuration file: the
+// application of three echo servers.
+func DefaultConfig(runtimeDir string) Config {
+	return Config{Services: []Service{
+		{Name: "tcp-echo", Kind: "echo", Listen: mustEndpoint("127.0.0.1:8080")},
+		{Name: "udp-echo", Kind: "echo", Listen: mustEndpoint("udp://127.0.0.1:8081")},
+		{Name: "unix-echo", Kind: "echo", Listen: Endpoint{fivetuple.Endpoint{Network: fivetuple.Unix, Path: runtimeDir + "/echo.sock"}}},
+	}}
+}
+
+func mustEndpoint(s string) Endpoint {
+	e, err := fivetuple.ParseEndpoint(s)
+	if err != nil {
+		panic(err) // a constant of this file
+	}
+	return Endpoint{e}
+}
+
+// LoadConfig reads and checks a configuration file. Every error names the file
+// and, where one is to blame, the line.
+func LoadConfig(path string) (Config, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := ParseConfig(b)
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// ParseConfig reads a configuration in YAML and checks it. Unknown keys,
+// several documents and values out of range are errors.
+func ParseConfig(b []byte) (Config, error) {
+	var c Config
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, readable(err)
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return Config{}, errors.New("holds more than one YAML document: keep the first and delete the rest")
+	}
+	c.setLines(b)
+	for i := range c.Services {
+		c.Services[i].setDefaults()
+	}
+	return c, c.check()
+}
+
+var unknownKey = regexp.MustCompile(`field (.*) not found in type daemon\.(\w+)`)
+
+// readable says "unknown key" where yaml names Go types.
+func readable(err error) error {
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	text = strings.TrimPrefix(text, "unmarshal errors:\n  ")
+	text = strings.ReplaceAll(text, "\n  ", "\n")
+	text = unknownKey.ReplaceAllStringFunc(text, func(s string) string {
+		m := unknownKey.FindStringSubmatch(s)
+		where := map[string]string{"Service": "a service", "Limits": "limits", "History": "history"}[m[2]]
+		if where == "" {
+			where = "a configuration"
+		}
+		return fmt.Sprintf("unknown key %q: %s has no such setting", m[1], where)
+	})
+	text = regexp.MustCompile(`cannot unmarshal (!!\w+)( .*)? into (.*)`).ReplaceAllString(text, "a value of another kind is needed here, not $1$2")
+	return errors.New(text)
+}
+
+// setLines notes where each service stands in the file.
+func (c *Config) setLines(b []byte) {
+	var doc struct {
+		Services []yaml.Node `yaml:"services"`
+	}
+	if yaml.Unmarshal(b, &doc) != nil {
+		return
+	}
+	for i := range min(len(doc.Services), len(c.Services)) {
+		c.Services[i].line = doc.Services[i].Line
+	}
+}
+
+func (s *Service) setDefaults() {
+	if s.Kind == "" {
+		s.Kind = "echo"
+	}
+	if s.Name == "" && s.Listen.Network.IsIP() {
+		s.Name = fmt.Sprintf("%s-%s-%s", s.Listen.Network.Protocol(), s.Kind, s.Listen.Ports)
+	} else if s.Name == "" {
+		s.Name = s.Listen.Network.String() + "-" + s.Kind
+	}
+}
+
+func (c *Config) check() error {
+	names := make(map[string]int)
+	listens := make(map[fivetuple.Endpoint]int)
+	var errs []error
+	for _, s := range c.Services {
+		bad := func(format string, args ...any) {
+			err := fmt.Errorf("service %s: %w", s.Name, fmt.Errorf(format, args...))
+			if s.line > 0 {
+				err = fmt.Errorf("line %d: %w", s.line, err)
+			}
+			errs = append(errs, err)
+		}
+		if err := s.check(); err != nil {
+			bad("%w", err)
+		}
+		if first, twice := names[s.Name]; twice {
+			bad("another service has this name, at line %d", first)
+		}
+		if first, twice := listens[s.Listen.Endpoint]; twice && s.Listen.Network != fivetuple.NetworkNone {
+			bad("another service listens on %s, at line %d", s.Listen, first)
+		}
+		names[s.Name], listens[s.Listen.Endpoint] = s.line, s.line
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) check() error {
+	e := s.Listen.Endpoint
+	switch {
+	case e.Network == fivetuple.NetworkNone:
+		return errors.New("has no listen: write, for example, listen: 127.0.0.1:8080")
+	case strings.ContainsFunc(s.Name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("the name %q has a control character", s.Name)
+	case e.Network == fivetuple.TLS || e.Network == fivetuple.Vsock || e.Network == fivetuple.Stdio:
+		return fmt.Errorf("cannot listen on %s: this version serves tcp, udp, unix and seqpacket", e)
+	case e.Service == "" && e.Ports.Len() != 1:
+		return fmt.Errorf("listen %s names %d ports: a service takes one", e, e.Ports.Len())
+	case s.Mode.FileMode != 0 && !e.Network.IsUnix():
+		return errors.New("mode goes with unix:// and seqpacket:// only")
+	}
+	kinds := stream.Kinds()
+	if e.Network.IsDatagram() {
+		kinds = datagram.Kinds()
+	}
+	if !slices.Contains(kinds, s.Kind) {
+		return fmt.Errorf("kind %q is unknown over %s: want one of %s", s.Kind, e.Network, strings.Join(kinds, ", "))
+	}
+	return nil
+}
+
+// String is for logs: "echo on 127.0.0.1:8080".
+func (s Service) String() string { return fmt.Sprintf("%s on %s", s.Kind, s.Listen) }
+
+// sameSocket says whether o can go on with the socket that s has opened.
+func (s Service) sameSocket(o Service) bool {
+	return s.Name == o.Name && s.Kind == o.Kind && s.Listen == o.Listen && s.Mode == o.Mode && slices.EqualFunc(s.Options, o.Options,
+		func(a, b Option) bool { return a.String() == b.String() })
+}
+
+// Mode is file permissions, written in octal.
+type Mode struct{ fs.FileMode }
+
+// UnmarshalYAML reads "0660".
+func (m *Mode) UnmarshalYAML(n *yaml.Node) error {
+	var bits uint32
+	if _, err := fmt.Sscanf(strings.TrimPrefix(n.Value, "0o"), "%o", &bits); err != nil || bits > 0o777 || bits == 0 {
+		return fmt.Errorf("line %d: mode %q is not an octal number from 0001 to 0777", n.Line, n.Value)
+	}
+	m.FileMode = fs.FileMode(bits)
+	return nil
+}
+
+// DrainTime is how long connections may go on after the order to stop.
+func (c *Config) DrainTime() time.Duration {
+	if c.Drain.Duration > 0 {
+		return c.Drain.Duration
+	}
+	return 10 * time.Second
+}
+
+// AddOptions sets options on every service whose kind of socket has them,
+// after the options of its own. An option that none has is an error.
+func (c *Config) AddOptions(options sockopt.Settings) error {
+	for _, o := range options {
+		used := false
+		for i := range c.Services {
+			s := &c.Services[i]
+			if o.Option().Sockets.Admits(s.socketKind()) {
+				s.Options, used = append(s.Options, Option{o}), true
+			}
+		}
+		if !used {
+			return fmt.Errorf("option %s: no service has a socket it belongs to (%s)", o.Option().Name, o.Option().Sockets)
+		}
+	}
+	return nil
+}
+
+func (s *Service) socketKind() sockopt.Sockets {
+	switch a, _ := s.Listen.Addr(); {
+	case s.Listen.Network.IsUnix():
+		return sockopt.Unix
+	case s.Listen.Network.IsDatagram():
+		return sockopt.UDP | family(a)
+	default:
+		return sockopt.TCP | family(a)
+	}
+}
+
+// family of an address; a name or a wildcard may be either.
+func family(a netip.Addr) sockopt.Sockets {
+	switch {
+	case a.Is4():
+		return sockopt.IPv4
+	case a.Is6():
+		return sockopt.IPv6
+	}
+	return sockopt.IPv4 | sockopt.IPv6
+}

@@ -1,0 +1,188 @@
+// Package daemon runs services from a configuration: it takes their ports from
+// a lease registry, starts them, records what happens on them, replaces them
+// when the configuration changes, and stops them in order.
+//
+// It stands on the packages stream and datagram and works wherever they do.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/fivetuple/fivetuple/history"
+	"github.com/fivetuple/fivetuple/port"
+	"github.com/fivetuple/fivetuple/port/lease"
+	"github.com/fivetuple/fivetuple/stats"
+)
+
+// Daemon runs the services of a configuration. Make one with [Start].
+type Daemon struct {
+	log      *slog.Logger
+	leases   lease.Registry
+	names    *port.Names
+	sink     stats.Sink
+	counters stats.Counters
+	history  *history.DB     // nil if none is kept
+	writer   *history.Writer // likewise
+
+	mu       sync.Mutex
+	config   Config
+	running  map[string]*running // by service name
+	draining sync.WaitGroup
+}
+
+// Options of a Daemon. The zero value works.
+type Options struct {
+	Log    *slog.Logger   // default slog.Default()
+	Leases lease.Registry // where services take their ports from; default a registry of this process
+	// HistoryPath is where the history is kept unless the configuration names a
+	// place. Without either none is kept.
+	HistoryPath string
+}
+
+// Start starts every service of the configuration. If one cannot start, those
+// before it are stopped again, and the error says which, why, and for a busy
+// port who holds it. A history that cannot be opened is an error too: events
+// would be lost without anyone knowing.
+func Start(ctx context.Context, c Config, o Options) (*Daemon, error) {
+	d := &Daemon{log: o.Log, leases: o.Leases, running: make(map[string]*running)}
+	if d.log == nil {
+		d.log = slog.Default()
+	}
+	if d.leases == nil {
+		d.leases = lease.NewMemory()
+	}
+	names, err := port.System()
+	if err != nil {
+		d.log.Warn("the names of services are IANA's only", "error", err)
+	}
+	d.names = names
+	if err := d.openHistory(ctx, c.History, o.HistoryPath); err != nil {
+		return nil, err
+	}
+	d.sink = stats.Tee(&d.counters, stats.SinkFunc(d.logEvent))
+	if d.writer != nil {
+		d.sink = stats.Tee(d.sink, d.writer)
+	}
+	for _, s := range c.Services {
+		if err := d.start(ctx, s); err != nil {
+			return nil, errors.Join(err, d.Stop(canceled()), d.Close())
+		}
+	}
+	d.config = c
+	return d, nil
+}
+
+// canceled is a context for stopping what has just begun: nothing to drain.
+func canceled() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+func (d *Daemon) openHistory(ctx context.Context, h History, path string) error {
+	if h.Path != "" {
+		path = h.Path
+	}
+	if h.Off || path == "" {
+		return nil
+	}
+	o := history.Options{MaxAge: h.Keep.Duration, MaxBytes: h.MaxSize.Bytes, Log: d.log}
+	if h.Keep.isOff() {
+		o.MaxAge = -1
+	}
+	db, err := history.Open(ctx, path, o)
+	if err != nil {
+		return fmt.Errorf("%w (history: {off: true} in the configuration keeps none)", err)
+	}
+	if d.writer, err = db.Writer(); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	d.history = db
+	return nil
+}
+
+// start starts one service and enters it among those running.
+func (d *Daemon) start(ctx context.Context, s Service) error {
+	r, err := d.open(ctx, s)
+	if err != nil {
+		return fmt.Errorf("service %s: %w", s.Name, err)
+	}
+	d.mu.Lock()
+	d.running[s.Name] = r
+	d.mu.Unlock()
+	d.log.Info("listening", "service", s.Name, "kind", s.Kind, "address", r.address)
+	return nil
+}
+
+// Reload goes over to another configuration. Services whose socket stays the
+// same keep it and their connections and get the new limits; those gone, or
+// with another socket, stop listening and drain; new ones start. What fails is
+// in the error, and the rest of the configuration is in force all the same.
+// The settings of the history are not changed.
+func (d *Daemon) Reload(ctx context.Context, c Config) error {
+	d.mu.Lock()
+	wanted := make(map[string]Service)
+	for _, s := range c.Services {
+		wanted[s.Name] = s
+	}
+	var gone []*running
+	for name, r := range d.running {
+		if s, ok := wanted[name]; !ok || !r.config.sameSocket(s) {
+			gone = append(gone, r)
+			delete(d.running, name)
+		} else {
+			r.setLimits(s)
+		}
+	}
+	d.config = c
+	d.mu.Unlock()
+
+	for _, r := range gone {
+		d.retire(r, &c)
+	}
+	var errs []error
+	for _, s := range c.Services {
+		d.mu.Lock()
+		_, runs := d.running[s.Name]
+		d.mu.Unlock()
+		if !runs {
+			errs = append(errs, d.start(ctx, s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// retire stops a service listening at once, so that its port is free, and
+// drains its connections in the background.
+func (d *Daemon) retire(r *running, c *Config) {
+	r.release(d)
+	d.log.Info("stopped listening, draining", "service", r.config.Name)
+	drain := c.DrainTime()
+	d.draining.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), drain)
+		defer cancel()
+		d.shutdown(ctx, r)
+	})
+}
+
+// Stop stops every service: none accepts any more, and connections may come to
+// rest until ctx ends. It returns when all are gone and the history is
+// written.
+func (d *Daemon) Stop(ctx context.Context) error {
+	d.mu.Lock()
+	all := d.running
+	d.running = make(map[string]*running)
+	d.mu.Unlock()
+	for _, r := range all {
+		d.draining.Go(func() { d.shutdown(ctx, r) })
+	}
+	d.draining.Wait()
+	if d.writer == nil {
+		return nil
+	}
+	return d.writer.Close()
+}

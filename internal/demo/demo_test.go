@@ -1,0 +1,70 @@
+//go:build linux
+
+package demo
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"go.uber.org/goleak"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/lab"
+)
+
+func TestMain(m *testing.M) {
+	lab.Enter()
+	goleak.VerifyTestMain(m)
+}
+
+func TestTheKernelAgreesWithEveryStep(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	var out strings.Builder
+	began := time.Now()
+	if err := Run(t.Context(), &out, Options{}); err != nil {
+		t.Fatalf("%v after:\n%s", err, out.String())
+	}
+	if d := time.Since(began); d > 10*time.Second {
+		t.Errorf("took %v", d)
+	}
+	for _, want := range []string{
+		"N clients, N + 1 sockets, one port", "N clients, one socket", "13 bytes sent, 13 received", "no socket is left on the port",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the output lacks %q", want)
+		}
+	}
+	for line := range strings.Lines(out.String()) {
+		if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
+			t.Errorf("a line of %d columns: %s", n, line)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestAViewThatIsNotAsClaimedIsAnError(t *testing.T) {
+	host := lab.NewHost(t, "h")
+	ln, err := host.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	at := netip.MustParseAddrPort(ln.Addr().String())
+	p := &play{page: page{w: &strings.Builder{}}, ctx: t.Context()}
+	host.Do(t, func() {
+		if _, err := p.kernel(p.onPort(fivetuple.TCP, at), "one listens", count{fivetuple.StateListen: 1}); err != nil {
+			t.Error(err)
+		}
+		if _, err := p.kernel(p.onPort(fivetuple.TCP, at), "two listen", count{fivetuple.StateListen: 2}); !errors.Is(err, ErrDisagrees) {
+			t.Errorf("a false claim: %v", err)
+		}
+	})
+}
