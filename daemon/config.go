@@ -175,12 +175,19 @@ func (c *Config) check() error {
 		if first, twice := names[s.Name]; twice {
 			bad("another service has this name, at line %d", first)
 		}
-		if first, twice := listens[s.Listen.Endpoint]; twice && s.Listen.Network != fivetuple.NetworkNone {
+		if first, twice := listens[s.Listen.Endpoint]; twice && !s.takesAnyPort() {
 			bad("another service listens on %s, at line %d", s.Listen, first)
 		}
 		names[s.Name], listens[s.Listen.Endpoint] = s.line, s.line
 	}
 	return errors.Join(errs...)
+}
+
+// takesAnyPort says whether the kernel or the registry chooses the port, so
+// that two services may ask for it.
+func (s *Service) takesAnyPort() bool {
+	e := s.Listen.Endpoint
+	return e.Network == fivetuple.NetworkNone || e.Network.IsIP() && e.Service == "" && e.Ports.First == 0
 }
 
 func (s *Service) check() error {

@@ -69,7 +69,7 @@ func (p *play) kernelCounted(c *client, who string, sent, received int) error {
 	if err != nil {
 		return err
 	}
-	p.kernelSays("tcp  %-11s %s: %d bytes sent, %d received, round trip %s", fivetuple.State(i.State), who,
+	p.kernelSays("tcp  %-11s %s: sent %d B, received %d B, RTT %s", fivetuple.State(i.State), who,
 		i.BytesSent, i.BytesReceived, stats.FormatDuration(i.RTT))
 	if i.BytesSent != uint64(sent) || i.BytesReceived != uint64(received) {
 		return fmt.Errorf("%w: %s: want %d bytes sent and %d received", ErrDisagrees, who, sent, received)

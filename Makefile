@@ -1,0 +1,72 @@
+# The tasks of a developer. `make` prints them.
+
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+ONLY    ?=
+FUZZ    ?= 5s
+
+# Programs that the tests run as peers and referees, and the Debian packages they are in.
+TOOLS    = ip ss nft nc setpriv
+PACKAGES = iproute2 nftables netcat-openbsd util-linux
+
+export CGO_ENABLED ?= 1
+
+help: ## print this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+run: build ## run the network application until Ctrl-C: TCP echo 8080, UDP echo 8081
+	./ft serve
+
+build: ## build ./ft
+	$(GO) build -o ft ./cmd/ft
+
+install: build ## install ft in $(DESTDIR)$(PREFIX)/bin
+	install -D -m 0755 ft $(DESTDIR)$(PREFIX)/bin/ft
+
+test: tools lint unit load fuzz cross ## everything that must pass: lint, tests, fuzzing, cross builds
+
+tools: ## install the Debian packages that the tests need, or say which
+	@missing=""; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	  else \
+	    echo "the tests need$$missing: sudo apt-get install $(PACKAGES)" >&2; exit 1; \
+	  fi; \
+	fi
+
+lint: ## gofmt, go vet, staticcheck
+	@files=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$files" ]; then echo "gofmt -w:" $$files >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+unit: ## the tests with the race detector: units, command scripts, lab hosts, floors
+	$(GO) test -race ./...
+
+load: ## the tests whose load or timing the race detector would distort, without it
+	$(GO) test -count=1 -run 'TenThousand|Exhaustion' ./stream
+	$(GO) test -count=1 -run 'Kill|100ms' ./history ./daemon
+
+fuzz: ## each fuzz target for $(FUZZ)
+	@set -e; for d in $$($(GO) list -f '{{.Dir}}' ./...); do \
+	  for f in $$(grep -hos '^func Fuzz[A-Za-z0-9_]*' $$d/*_test.go | cut -c6-); do \
+	    echo "fuzz $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZ) $$d >.fuzz.out 2>&1 || { cat .fuzz.out; rm -f .fuzz.out; exit 1; }; \
+	  done; \
+	done; rm -f .fuzz.out
+
+cross: ## build for other systems
+	GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/ft
+	GOOS=windows GOARCH=amd64 $(GO) build -o /dev/null ./cmd/ft
+	GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/ft
+	GOOS=darwin $(GO) vet ./... && GOOS=windows $(GO) vet ./...
+
+race: build ## measure against the known tools, side by side; ONLY=scan runs one
+	cd race && $(GO) run . -ft ../ft $(ONLY)
+
+cover: ## test coverage, as coverage.html
+	$(GO) test -coverprofile=coverage.out ./...
+	$(GO) tool cover -html=coverage.out -o coverage.html
+	@$(GO) tool cover -func=coverage.out | tail -1
+
+.PHONY: help run build install test tools lint unit load fuzz cross race cover
