@@ -189,8 +189,8 @@ func Dial(ctx context.Context, e fivetuple.Endpoint, options sockopt.Settings) (
 	if err != nil {
 		return nil, err
 	}
-	if e.Network == fivetuple.TLS || e.Network.IsDatagram() {
-		return nil, fmt.Errorf("connect %s: a stream client speaks TCP and Unix sockets: %w", e, errors.ErrUnsupported)
+	if err := speaks(e); err != nil {
+		return nil, fmt.Errorf("connect %s: %w", e, err)
 	}
 	d := net.Dialer{Control: options.Control, KeepAlive: -1}
 	d.SetMultipathTCP(false)

@@ -28,8 +28,8 @@ func (lc ListenConfig) Listen(ctx context.Context, e fivetuple.Endpoint) (net.Li
 	if err != nil {
 		return nil, err
 	}
-	if e.Network == fivetuple.TLS || e.Network.IsDatagram() {
-		return nil, fmt.Errorf("listen on %s: a stream server speaks TCP and Unix sockets: %w", e, errors.ErrUnsupported)
+	if err := speaks(e); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", e, err)
 	}
 	// KeepAlive -1 leaves the keep-alive options as they are, so that accepted
 	// sockets inherit what Options set on the listener.
@@ -47,6 +47,17 @@ func (lc ListenConfig) Listen(ctx context.Context, e fivetuple.Endpoint) (net.Li
 		return nil, fmt.Errorf("listen on %s: %w", e, err)
 	}
 	return ln, nil
+}
+
+// speaks says whether the endpoint is one for streams.
+func speaks(e fivetuple.Endpoint) error {
+	if e.Network == fivetuple.TLS || e.Network.IsDatagram() {
+		return fmt.Errorf("%w: streams go over tcp, unix and seqpacket", errors.ErrUnsupported)
+	}
+	if a, _ := e.Addr(); e.Zone != "" && !a.Is6() {
+		return fmt.Errorf("%w: %%%s goes after an IPv6 address; the option bindtodevice=%s binds any socket to the interface", errors.ErrUnsupported, e.Zone, e.Zone)
+	}
+	return nil
 }
 
 // applyPerConn sets what a connection does not have from its listener, or what
