@@ -7,8 +7,8 @@ ONLY    ?=
 FUZZ    ?= 5s
 
 # Programs that the tests run as peers and referees, and the Debian packages they are in.
-TOOLS    = ip ss nft nc setpriv
-PACKAGES = iproute2 nftables netcat-openbsd util-linux
+TOOLS    = ip ss nft nc setpriv nmap
+PACKAGES = iproute2 nftables netcat-openbsd util-linux nmap
 
 export CGO_ENABLED ?= 1
 
@@ -24,7 +24,7 @@ build: ## build ./ft
 install: build ## install ft in $(DESTDIR)$(PREFIX)/bin
 	install -D -m 0755 ft $(DESTDIR)$(PREFIX)/bin/ft
 
-test: tools lint unit load fuzz cross ## everything that must pass: lint, tests, fuzzing, cross builds
+test: tools lint unit load fuzz cross race-check ## everything that must pass: lint, tests, fuzzing, cross builds
 
 tools: ## install the Debian packages that the tests need, or say which
 	@missing=""; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
@@ -38,7 +38,7 @@ tools: ## install the Debian packages that the tests need, or say which
 
 lint: ## gofmt, go vet, staticcheck
 	@files=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$files" ]; then echo "gofmt -w:" $$files >&2; exit 1; fi
-	$(GO) vet ./...
+	$(GO) vet ./... && cd race && $(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
 unit: ## the tests with the race detector: units, command scripts, lab hosts, floors
@@ -64,9 +64,12 @@ cross: ## build for other systems
 race: build ## measure against the known tools, side by side; ONLY=scan runs one
 	cd race && $(GO) run . -ft ../ft $(ONLY)
 
+race-check: build # each race once: do ft and the known tools find the same?
+	cd race && $(GO) run . -ft ../ft -rounds 1 >/dev/null
+
 cover: ## test coverage, as coverage.html
 	$(GO) test -coverprofile=coverage.out ./...
 	$(GO) tool cover -html=coverage.out -o coverage.html
 	@$(GO) tool cover -func=coverage.out | tail -1
 
-.PHONY: help run build install test tools lint unit load fuzz cross race cover
+.PHONY: help run build install test tools lint unit load fuzz cross race race-check cover

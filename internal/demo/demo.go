@@ -23,7 +23,6 @@ import (
 	"github.com/fivetuple/fivetuple/daemon"
 	"github.com/fivetuple/fivetuple/datagram"
 	"github.com/fivetuple/fivetuple/scan"
-	"github.com/fivetuple/fivetuple/sockdiag"
 	"github.com/fivetuple/fivetuple/stats"
 	"github.com/fivetuple/fivetuple/stream"
 	"github.com/fivetuple/fivetuple/table"
@@ -39,8 +38,6 @@ const patience = 3 * time.Second
 type Options struct {
 	Pause time.Duration // after each step, for a reader to follow
 	Color bool          // colour the output with ANSI sequences
-	// Report prints the summary at the end of the application, as `ft serve` does.
-	Report func(context.Context, *daemon.Daemon) error
 }
 
 // play is a run of the demo.
@@ -52,6 +49,7 @@ type play struct {
 	app     *daemon.Daemon
 	tcp     netip.AddrPort
 	udp     netip.AddrPort
+	unix    fivetuple.Endpoint
 	clients []*client
 }
 
@@ -79,7 +77,9 @@ func Run(ctx context.Context, w io.Writer, o Options) (err error) {
 		{"Three UDP clients: still one UDP socket", p.udpClients},
 		{"Scan: which ports are open around here?", p.scan},
 		{"Cut: the server resets a connection, the client comes back", p.reconnect},
+		{"A Unix socket: a path in the place of a port", p.unixClient},
 		{"Shut down: sockets closed, ports given back", p.shutdown},
+		{"Look back: statistics, history, ports", p.lookBack},
 	} {
 		p.step(i+1, step.name)
 		if err := step.do(); err != nil {
@@ -89,7 +89,7 @@ func Run(ctx context.Context, w io.Writer, o Options) (err error) {
 			return ctx.Err()
 		}
 	}
-	return p.report()
+	return nil
 }
 
 func (p *play) listen() error {
@@ -100,11 +100,11 @@ func (p *play) listen() error {
 		}
 		return daemon.Endpoint{Endpoint: e}
 	}
-	sock := fivetuple.Endpoint{Network: fivetuple.Unix, Path: filepath.Join(p.dir, "echo.sock")}
+	p.unix = fivetuple.Endpoint{Network: fivetuple.Unix, Path: filepath.Join(p.dir, "echo.sock")}
 	c := daemon.Config{Services: []daemon.Service{
 		{Name: "tcp-echo", Kind: "echo", Listen: endpoint("127.0.0.1:0")},
 		{Name: "udp-echo", Kind: "echo", Listen: endpoint("udp://127.0.0.1:0")},
-		{Name: "unix-echo", Kind: "echo", Listen: daemon.Endpoint{Endpoint: sock}},
+		{Name: "unix-echo", Kind: "echo", Listen: daemon.Endpoint{Endpoint: p.unix}},
 	}}
 	var err error
 	p.app, err = daemon.Start(p.ctx, c, daemon.Options{
@@ -116,15 +116,14 @@ func (p *play) listen() error {
 	at := p.app.Addresses()
 	p.tcp, p.udp = netip.MustParseAddrPort(at["tcp-echo"]), netip.MustParseAddrPort(at["udp-echo"])
 	p.say("tcp-echo on %s, udp-echo on %s,", p.tcp, p.udp)
-	p.say("unix-echo on %s", sock.Path)
+	p.say("unix-echo on %s", p.unix.Path)
 	if _, err := p.kernel(p.onPort(fivetuple.TCP, p.tcp), "one TCP socket listens", count{fivetuple.StateListen: 1}); err != nil {
 		return err
 	}
 	if _, err := p.kernel(p.onPort(fivetuple.UDP, p.udp), "one UDP socket is bound", count{fivetuple.StateClose: 1}); err != nil {
 		return err
 	}
-	unix := func(s sockdiag.Socket) bool { return s.Name == sock.Path }
-	_, err = p.kernel(query{sockdiag.Query{Protocols: []fivetuple.Network{fivetuple.Unix}}, unix}, "one Unix socket listens", count{fivetuple.StateListen: 1})
+	_, err = p.kernel(p.onPath(), "one Unix socket listens", count{fivetuple.StateListen: 1})
 	return err
 }
 
@@ -365,6 +364,32 @@ func (p *play) reconnect() error {
 	return err
 }
 
+func (p *play) unixClient() error {
+	const text = "hello, neighbour"
+	got := make(chan string, 1)
+	c := &stream.Client{Endpoint: p.unix, OnData: func(b []byte) { got <- string(b) }}
+	if err := c.Connect(p.ctx); err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.Send([]byte(text)); err != nil {
+		return err
+	}
+	select {
+	case b := <-got:
+		if b != text {
+			return fmt.Errorf("sent %q, got %q back", text, b)
+		}
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	case <-time.After(patience):
+		return fmt.Errorf("no answer to %q within %v", text, patience)
+	}
+	p.say("sent %q, got the same back", text)
+	_, err := p.kernel(p.onPath(), "one listens, one is connected", count{fivetuple.StateListen: 1, fivetuple.StateEstablished: 1})
+	return err
+}
+
 func (p *play) shutdown() error {
 	for _, c := range p.clients {
 		c.Close()
@@ -375,20 +400,17 @@ func (p *play) shutdown() error {
 		return err
 	}
 	p.say("the clients have closed, the services are stopped")
-	for _, q := range []query{p.onPort(fivetuple.TCP, p.tcp), p.onPort(fivetuple.UDP, p.udp)} {
-		if _, err := p.kernel(q, "no socket is left on the port", count{}); err != nil {
+	for _, left := range []struct {
+		on string
+		query
+	}{
+		{"TCP port", p.onPort(fivetuple.TCP, p.tcp)}, {"UDP port", p.onPort(fivetuple.UDP, p.udp)}, {"Unix path", p.onPath()},
+	} {
+		if _, err := p.kernel(left.query, "no socket is left on the "+left.on, count{}); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (p *play) report() error {
-	if p.o.Report == nil {
-		return nil
-	}
-	fmt.Fprintln(p.w)
-	return p.o.Report(p.ctx, p.app)
 }
 
 // end closes what a failed step has left open.

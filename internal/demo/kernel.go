@@ -29,6 +29,14 @@ func (p *play) onPort(protocol fivetuple.Network, at netip.AddrPort) query {
 	}
 }
 
+// onPath asks for the Unix sockets of the server.
+func (p *play) onPath() query {
+	return query{
+		sockdiag.Query{Protocols: []fivetuple.Network{fivetuple.Unix}},
+		func(s sockdiag.Socket) bool { return s.Name == p.unix.Path },
+	}
+}
+
 // count is how many sockets there should be in each state.
 type count map[fivetuple.State]int
 

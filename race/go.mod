@@ -1,0 +1,3 @@
+module github.com/fivetuple/fivetuple/race
+
+go 1.26
