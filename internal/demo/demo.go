@@ -396,9 +396,7 @@ func (p *play) shutdown() error {
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
-	if err := p.app.Stop(ctx); err != nil {
-		return err
-	}
+	p.app.Stop(ctx)
 	p.say("the clients have closed, the services are stopped")
 	for _, left := range []struct {
 		on string
@@ -423,7 +421,8 @@ func (p *play) end() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	return errors.Join(p.app.Stop(ctx), p.app.Close())
+	p.app.Stop(ctx)
+	return p.app.Close()
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

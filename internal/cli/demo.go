@@ -1,0 +1,35 @@
+package cli
+
+import (
+	"errors"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fivetuple/fivetuple/internal/demo"
+)
+
+func (a *app) demo() *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo",
+		Short: "Play the network application, next to the kernel's own view",
+		Long: `demo starts the application of ` + "`ft serve`" + ` on free ports of 127.0.0.1 and plays it:
+listen, connect, echo, more clients, broadcast, UDP, scan, reconnect, shutdown.
+After each step it prints the sockets that the kernel has, and checks that they
+are what the step claims; if not, the exit code is 3. It leaves nothing behind.`,
+		Example: `  ft demo
+  ft demo > demo.txt     without pauses and colours`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			o := demo.Options{Color: useColor(a.out)}
+			if isTerminal(a.out) {
+				o.Pause = 400 * time.Millisecond
+			}
+			err := demo.Run(c.Context(), a.out, o)
+			if errors.Is(err, errors.ErrUnsupported) {
+				return errors.Join(err, errors.New("the demo shows the kernel's view through sock_diag(7): run it on Linux"))
+			}
+			return err
+		},
+	}
+}

@@ -1,0 +1,273 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+)
+
+// The formats of -o.
+const (
+	formatTable  = "table"
+	formatWide   = "wide"
+	formatJSON   = "json"   // one document: {"schema": 1, "NAME": [...]}
+	formatNDJSON = "ndjson" // one object a line
+	formatCSV    = "csv"    // the wide table's columns, with their keys
+)
+
+// schema is the version of the JSON documents: it grows when a key changes its meaning.
+const schema = 1
+
+func checkFormat(f string) error {
+	if !slices.Contains([]string{formatTable, formatWide, formatJSON, formatNDJSON, formatCSV}, f) {
+		return usage("unknown output format %q: want table, wide, json, ndjson or csv", f)
+	}
+	return nil
+}
+
+// column is one column of a table of rows of type T.
+type column[T any] struct {
+	head  string         // of the table
+	right bool           // numbers are aligned to the right
+	wide  bool           // only in wide tables and CSV
+	text  func(T) string // empty cells are "-" in tables
+
+	// CSV is for programs: where text is for people, these are the key, if it
+	// is not head in snake_case, and the value.
+	key   string
+	value func(T) string
+}
+
+func (c column[T]) csvKey() string {
+	if c.key != "" {
+		return c.key
+	}
+	return strings.ReplaceAll(strings.ToLower(c.head), " ", "_")
+}
+
+func (c column[T]) csvValue(row T) string {
+	if c.value != nil {
+		return c.value(row)
+	}
+	return c.text(row)
+}
+
+// printRows prints rows in the format of -o. In JSON the rows are marshalled
+// as they are, in a list called name. It returns how many there were.
+func printRows[T any](a *app, name string, rows iter.Seq2[T, error], columns []column[T]) (int, error) {
+	w := bufio.NewWriter(a.out)
+	n, err := 0, error(nil)
+	switch a.format {
+	case formatJSON:
+		n, err = printJSON(w, name, rows)
+	case formatNDJSON:
+		for row, rerr := range rows {
+			if err = rerr; err == nil {
+				err = writeJSON(w, row, "\n")
+			}
+			if err != nil {
+				break
+			}
+			n++
+			w.Flush() // whoever reads gets each row at once
+		}
+	case formatCSV:
+		n, err = printCSV(w, rows, columns, isTerminal(a.out))
+	default:
+		n, err = printTable(w, rows, visible(columns, a.format == formatWide), useColor(a.out))
+	}
+	if ferr := w.Flush(); err == nil {
+		err = ferr
+	}
+	return n, err
+}
+
+// printJSON writes the rows as they come.
+func printJSON[T any](w io.Writer, name string, rows iter.Seq2[T, error]) (int, error) {
+	fmt.Fprintf(w, "{\n  \"schema\": %d,\n  %q: [", schema, name)
+	n := 0
+	for row, err := range rows {
+		if err != nil {
+			return n, err
+		}
+		if n > 0 {
+			fmt.Fprint(w, ",")
+		}
+		fmt.Fprint(w, "\n    ")
+		if err := writeJSON(w, row, ""); err != nil {
+			return n, err
+		}
+		n++
+	}
+	if n > 0 {
+		fmt.Fprint(w, "\n  ")
+	}
+	_, err := fmt.Fprint(w, "]\n}\n")
+	return n, err
+}
+
+// writeJSON writes one value on one line, and end. What a terminal would obey
+// and JSON lets through, DEL and the C1 controls, can only be in its strings:
+// it is escaped.
+func writeJSON(w io.Writer, v any, end string) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if bytes.ContainsFunc(b, unicode.IsControl) {
+		b = []byte(escapeControls(string(b)))
+	}
+	_, err = fmt.Fprintf(w, "%s%s", b, end)
+	return err
+}
+
+func escapeControls(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsControl(r) {
+			fmt.Fprintf(&b, `\u%04x`, r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func printCSV[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T], terminal bool) (int, error) {
+	c := csv.NewWriter(w)
+	defer c.Flush()
+	record := make([]string, len(columns))
+	for i, col := range columns {
+		record[i] = col.csvKey()
+	}
+	c.Write(record)
+	n := 0
+	for row, err := range rows {
+		if err != nil {
+			return n, err
+		}
+		for i, col := range columns {
+			record[i] = col.csvValue(row)
+			if terminal {
+				record[i] = printable(record[i])
+			}
+		}
+		c.Write(record)
+		n++
+	}
+	c.Flush()
+	return n, c.Error()
+}
+
+func visible[T any](columns []column[T], wide bool) []column[T] {
+	if wide {
+		return columns
+	}
+	return slices.DeleteFunc(slices.Clone(columns), func(c column[T]) bool { return c.wide })
+}
+
+// printTable reads all rows first, to know how wide the columns are.
+func printTable[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T], color bool) (int, error) {
+	var cells [][]string
+	widths := make([]int, len(columns))
+	for i, c := range columns {
+		widths[i] = len(c.head)
+	}
+	for row, err := range rows {
+		if err != nil {
+			return len(cells), err
+		}
+		line := make([]string, len(columns))
+		for i, c := range columns {
+			line[i] = cmp.Or(printable(c.text(row)), "-")
+			widths[i] = max(widths[i], utf8.RuneCountInString(line[i]))
+		}
+		cells = append(cells, line)
+	}
+	if len(cells) == 0 {
+		return 0, nil
+	}
+	head := make([]string, len(columns))
+	for i, c := range columns {
+		head[i] = strings.ToUpper(c.head)
+	}
+	if color {
+		fmt.Fprint(w, "\x1b[1m")
+	}
+	writeLine(w, head, widths, columns)
+	if color {
+		fmt.Fprint(w, "\x1b[0m")
+	}
+	for _, line := range cells {
+		writeLine(w, line, widths, columns)
+	}
+	return len(cells), nil
+}
+
+func writeLine[T any](w io.Writer, line []string, widths []int, columns []column[T]) {
+	var b strings.Builder
+	for i, cell := range line {
+		pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+		if i > 0 {
+			b.WriteString("  ")
+		}
+		if columns[i].right {
+			b.WriteString(pad + cell)
+		} else {
+			b.WriteString(cell + pad)
+		}
+	}
+	fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+}
+
+// printable escapes what would move the cursor or change the terminal.
+func printable(s string) string {
+	unprintable := func(r rune) bool { return !unicode.IsPrint(r) }
+	if utf8.ValidString(s) && strings.IndexFunc(s, unprintable) < 0 {
+		return s
+	}
+	q := strconv.Quote(s)
+	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+}
+
+// plural writes a count with its noun: "1 port", "2 ports".
+func plural[N int | uint64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// each makes rows of a slice.
+func each[T any](rows []T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for _, row := range rows {
+			if !yield(row, nil) {
+				return
+			}
+		}
+	}
+}
+
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// useColor says whether w is a terminal that wants colour (no-color.org).
+func useColor(w any) bool {
+	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}

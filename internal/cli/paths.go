@@ -1,0 +1,49 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// stateDir is where the history is kept: $STATE_DIRECTORY if a service manager
+// gives one (systemd.exec(5)), /var/lib/fivetuple for root, and the XDG state
+// directory for others.
+func stateDir() (string, error) {
+	switch {
+	case os.Getenv("STATE_DIRECTORY") != "":
+		return os.Getenv("STATE_DIRECTORY"), nil
+	case os.Getuid() == 0:
+		return "/var/lib/fivetuple", nil
+	case os.Getenv("XDG_STATE_HOME") != "":
+		return filepath.Join(os.Getenv("XDG_STATE_HOME"), "fivetuple"), nil
+	case os.Getenv("HOME") != "":
+		return filepath.Join(os.Getenv("HOME"), ".local", "state", "fivetuple"), nil
+	}
+	return "", errors.New("no state directory: set HOME, XDG_STATE_HOME or STATE_DIRECTORY")
+}
+
+// runtimeDir is where Unix sockets are: $RUNTIME_DIRECTORY, /run/fivetuple for
+// root, and the XDG runtime directory for others, or a directory of the user's
+// own where temporary files are.
+func runtimeDir() string {
+	switch {
+	case os.Getenv("RUNTIME_DIRECTORY") != "":
+		return os.Getenv("RUNTIME_DIRECTORY")
+	case os.Getuid() == 0:
+		return "/run/fivetuple"
+	case os.Getenv("XDG_RUNTIME_DIR") != "":
+		return filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "fivetuple")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("fivetuple-%d", os.Getuid()))
+}
+
+// historyPath is the history of this user.
+func historyPath() (string, error) {
+	dir, err := stateDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "history.db"), nil
+}

@@ -1,0 +1,210 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fivetuple/fivetuple/daemon"
+	"github.com/fivetuple/fivetuple/history"
+	"github.com/fivetuple/fivetuple/port/lease"
+	"github.com/fivetuple/fivetuple/sockopt"
+	"github.com/fivetuple/fivetuple/stats"
+)
+
+type serveFlags struct {
+	config  string
+	check   bool
+	verbose bool
+	logJSON bool
+	options sockopt.Settings
+}
+
+func (a *app) serve() *cobra.Command {
+	var f serveFlags
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the network application",
+		Long: `serve runs the services of a configuration file until SIGTERM or Ctrl-C: then it
+stops listening, lets connections come to rest, and prints statistics, recent
+history and the state of the ports. SIGHUP reads the file again: services whose
+socket stays the same keep it and their connections.
+
+Without a file it runs TCP echo on 127.0.0.1:8080, UDP echo on 127.0.0.1:8081,
+and a Unix echo socket in the runtime directory.`,
+		Example: `  ft serve                       the three echo services
+  ft serve -c ft.yaml            what the file says
+  ft serve -c ft.yaml --check    is the file right?`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.runServe(c.Context(), f) },
+	}
+	c.Flags().StringVarP(&f.config, "config", "c", "", "configuration `file`, in YAML")
+	c.Flags().BoolVar(&f.check, "check", false, "check the configuration and start nothing")
+	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log every connection")
+	c.Flags().BoolVar(&f.logJSON, "log-json", false, "log in JSON")
+	optFlag(c, &f.options)
+	return c
+}
+
+func (a *app) runServe(ctx context.Context, f serveFlags) error {
+	load := func() (daemon.Config, error) { return loadConfig(f) }
+	config, err := load()
+	if err != nil {
+		return &codeError{exitUsage, err}
+	}
+	if f.check {
+		return a.printChecked(f, config)
+	}
+	path, err := historyPath()
+	if err != nil && config.History.Path == "" && !config.History.Off {
+		return err
+	}
+	if f.config == "" {
+		if err := makeRuntimeDir(runtimeDir()); err != nil {
+			return err
+		}
+	}
+	log := a.logger(f)
+	d, err := daemon.Start(ctx, config, daemon.Options{Log: log, HistoryPath: path})
+	if err != nil {
+		return err
+	}
+	a.reloadUntilDone(ctx, d, load, log)
+
+	drain := config.DrainTime()
+	log.Info("stopping", "drain", drain)
+	// A second signal ends the patience with connections that are still busy.
+	stopping, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	stopping, cancel := context.WithTimeout(stopping, drain)
+	defer cancel()
+	d.Stop(stopping)
+	return errors.Join(a.report(context.Background(), d), d.Close())
+}
+
+// reloadUntilDone reads the configuration again at every SIGHUP, until ctx ends.
+func (a *app) reloadUntilDone(ctx context.Context, d *daemon.Daemon, load func() (daemon.Config, error), log *slog.Logger) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+		}
+		config, err := load()
+		if err != nil {
+			log.Error("configuration not reloaded, the old one stays in force", "error", err)
+			continue
+		}
+		if err := d.Reload(ctx, config); err != nil {
+			log.Error("not everything of the new configuration works", "error", err)
+			continue
+		}
+		log.Info("configuration reloaded", "services", len(config.Services))
+	}
+}
+
+func loadConfig(f serveFlags) (daemon.Config, error) {
+	config := daemon.DefaultConfig(runtimeDir())
+	if f.config != "" {
+		var err error
+		if config, err = daemon.LoadConfig(f.config); err != nil {
+			return config, err
+		}
+	}
+	return config, config.AddOptions(f.options)
+}
+
+func (a *app) printChecked(f serveFlags, config daemon.Config) error {
+	name := f.config
+	if name == "" {
+		name = "built-in configuration"
+	}
+	fmt.Fprintf(a.out, "%s: ok, %d services\n", name, len(config.Services))
+	for _, s := range config.Services {
+		fmt.Fprintf(a.out, "  %s: %s\n", s.Name, s)
+	}
+	return nil
+}
+
+func (a *app) logger(f serveFlags) *slog.Logger {
+	o := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if f.verbose {
+		o.Level = slog.LevelDebug
+	}
+	if f.logJSON {
+		return slog.New(slog.NewJSONHandler(a.err, o))
+	}
+	return slog.New(slog.NewTextHandler(a.err, o))
+}
+
+// makeRuntimeDir makes the directory of the Unix socket, for this user alone.
+// One that is already there must be this user's: in a shared directory such as
+// /tmp another user may have made it.
+func makeRuntimeDir(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("runtime directory: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("runtime directory: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("runtime directory: %w", err)
+	}
+	if !info.IsDir() || !ownedByUs(info) {
+		return fmt.Errorf("runtime directory: %s is not a directory of this user: remove it, or set RUNTIME_DIRECTORY", dir)
+	}
+	return nil
+}
+
+// report prints statistics, recent history and the state of the ports.
+func (a *app) report(ctx context.Context, d *daemon.Daemon) error {
+	const recent = 8
+	entries, err := d.Recent(ctx, recent)
+	if err != nil {
+		return err
+	}
+	status, err := d.Leases().Status(ctx)
+	if err != nil {
+		return err
+	}
+	return a.printReport(d.Counters(), entries, status)
+}
+
+func (a *app) printReport(services []stats.ServiceCounters, entries []history.Entry, status lease.Status) error {
+	for _, part := range []struct {
+		title string
+		print func() (int, error)
+	}{
+		{"Statistics", func() (int, error) { return a.printStats(services) }},
+		{"Recent history", func() (int, error) { return a.printHistory(each(entries)) }},
+		{"Ports", func() (int, error) { return a.printPortStatus(status) }},
+	} {
+		if a.format == formatTable || a.format == formatWide {
+			fmt.Fprintf(a.out, "%s\n%s\n", part.title, strings.Repeat("-", len(part.title)))
+		}
+		n, err := part.print()
+		if err != nil {
+			return err
+		}
+		if a.format == formatTable || a.format == formatWide {
+			if n == 0 {
+				fmt.Fprintln(a.out, "none")
+			}
+			fmt.Fprintln(a.out)
+		}
+	}
+	return nil
+}
