@@ -7,10 +7,8 @@ ONLY    ?=
 FUZZ    ?= 5s
 
 # Programs that the tests run as peers and referees, and the Debian packages they are in.
-TOOLS    = ip ss nft nc setpriv nmap
-PACKAGES = iproute2 nftables netcat-openbsd util-linux nmap
-
-export CGO_ENABLED ?= 1
+TOOLS    = ip ss nft nc setpriv unshare mount script nmap
+PACKAGES = iproute2 nftables netcat-openbsd util-linux mount bsdutils netbase nmap
 
 help: ## print this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -19,7 +17,7 @@ run: build ## run the network application until Ctrl-C: TCP echo 8080, UDP echo 
 	./ft serve
 
 build: ## build ./ft
-	$(GO) build -o ft ./cmd/ft
+	CGO_ENABLED=0 $(GO) build -o ft ./cmd/ft
 
 install: build ## install ft in $(DESTDIR)$(PREFIX)/bin
 	install -D -m 0755 ft $(DESTDIR)$(PREFIX)/bin/ft
@@ -27,7 +25,7 @@ install: build ## install ft in $(DESTDIR)$(PREFIX)/bin
 test: tools lint unit load fuzz cross race-check ## everything that must pass: lint, tests, fuzzing, cross builds
 
 tools: ## install the Debian packages that the tests need, or say which
-	@missing=""; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	@missing=""; test -e /etc/services || missing=" /etc/services"; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
@@ -56,9 +54,9 @@ fuzz: ## each fuzz target for $(FUZZ)
 	done; rm -f .fuzz.out
 
 cross: ## build for other systems
-	GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/ft
-	GOOS=windows GOARCH=amd64 $(GO) build -o /dev/null ./cmd/ft
-	GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/ft
+	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/ft
+	CGO_ENABLED=0 GOOS=windows GOARCH=amd64 $(GO) build -o /dev/null ./cmd/ft
+	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/ft
 	GOOS=darwin $(GO) vet ./... && GOOS=windows $(GO) vet ./...
 
 race: build ## measure against the known tools, side by side; ONLY=scan runs one

@@ -20,6 +20,15 @@ const (
 	maxHostName  = 253 // RFC 1035 section 2.3.4, in text form
 )
 
+// MustParseEndpoint is [ParseEndpoint] for constants: it panics on an error.
+func MustParseEndpoint(s string) Endpoint {
+	e, err := ParseEndpoint(s)
+	if err != nil {
+		panic(err)
+	}
+	return e
+}
+
 // Endpoint is a place to listen on, connect to or send to, as a person writes
 // it. It is comparable; [ParseEndpoint] and [Endpoint.String] are inverses.
 type Endpoint struct {
@@ -116,6 +125,9 @@ func parseEndpoint(s string) (Endpoint, error) {
 		if c < ' ' || c == 0x7f {
 			return Endpoint{}, fmt.Errorf("contains the control character %q", c)
 		}
+		if c == ' ' && !network.IsUnix() {
+			return Endpoint{}, errors.New("contains a space")
+		}
 	}
 	switch {
 	case network.IsUnix():
@@ -200,8 +212,10 @@ func splitHostPort(s string) (host, port string, err error) {
 	}
 	i := strings.LastIndexByte(s, ':')
 	switch {
-	case i < 0 && isDigits(strings.ReplaceAll(s, "-", "")):
+	case i < 0 && isDigits(strings.ReplaceAll(s, "-", "")) && s[0] != '-':
 		return "", s, nil
+	case i < 0 && s[0] == '-':
+		return "", "", fmt.Errorf("%q is not a port number, 0-65535", s)
 	case i < 0:
 		return "", "", fmt.Errorf("has no port: write %s:PORT, or :%s for a service name", s, s)
 	case i == 0:
@@ -278,12 +292,16 @@ func validZone(s string) bool {
 }
 
 // isServiceName accepts what the registry of service names holds: letters,
-// digits and "-+._*/" with at least one letter (RFC 6335 section 5.1, and the older names).
+// digits and "-+._*" with at least one letter, a letter or digit at both ends
+// (RFC 6335 section 5.1, and the older names).
 func isServiceName(s string) bool {
+	if s == "" || !isAlnum(rune(s[0])) || !isAlnum(rune(s[len(s)-1])) {
+		return false
+	}
 	letter := false
 	for _, c := range s {
 		switch {
-		case c >= '0' && c <= '9' || strings.ContainsRune("-+._", c):
+		case c >= '0' && c <= '9' || strings.ContainsRune("-+._*", c):
 		case isAlnum(c):
 			letter = true
 		default:
@@ -421,7 +439,7 @@ func (e Endpoint) DialArgs() (network, address string, err error) {
 	if host == "" || host == AnyHost {
 		host = "localhost"
 	}
-	if e.Network.IsIP() && e.Service == "" && e.Ports.First == 0 {
+	if e.Network.IsIP() && e.Service == "" && e.Ports.Last == 0 {
 		return "", "", fmt.Errorf("endpoint %q: port 0 cannot be connected to", e)
 	}
 	return e.netArgs(host)

@@ -2,6 +2,7 @@ package fivetuple
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -68,6 +69,11 @@ func ParseState(name string) (State, error) {
 	for s, known := range stateNames {
 		if n == known {
 			return State(s), nil
+		}
+	}
+	if number, ok := strings.CutPrefix(n, "STATE_"); ok { // of a newer kernel, as String writes it
+		if v, err := strconv.ParseUint(number, 10, 8); err == nil && int(v) >= len(stateNames) {
+			return State(v), nil
 		}
 	}
 	return StateUnknown, fmt.Errorf("unknown socket state %q: want one of %s", name, strings.Join(stateNames[1:], ", "))

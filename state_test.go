@@ -43,7 +43,7 @@ func TestPhaseOfEachState(t *testing.T) {
 
 func TestParseStateKnowsOtherSpellings(t *testing.T) {
 	for name, want := range map[string]State{
-		"estab": StateEstablished, "time-wait": StateTimeWait, "FIN-WAIT-1": StateFinWait1, "unconn": StateClose, "listening": StateListen,
+		"STATE_13": 13, "estab": StateEstablished, "time-wait": StateTimeWait, "FIN-WAIT-1": StateFinWait1, "unconn": StateClose, "listening": StateListen,
 	} {
 		if got, err := ParseState(name); err != nil || got != want {
 			t.Errorf("%s is %v, %v, want %v", name, got, err, want)

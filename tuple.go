@@ -45,8 +45,8 @@ func IPAddress(ap netip.AddrPort) Address {
 	return Address{AddrPort: netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}
 }
 
-// ParseAddress is the inverse of [Address.String]. Text that is not an IP
-// address and port is taken as a Unix path.
+// ParseAddress is the inverse of [Address.String], but for a Unix path that
+// reads like an IP address and port. Text that does not is taken as a path.
 func ParseAddress(s string) Address {
 	if ap, err := netip.ParseAddrPort(s); err == nil {
 		return Address{AddrPort: ap}

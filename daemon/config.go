@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,7 +34,7 @@ type Config struct {
 
 // Service is one thing that listens.
 type Service struct {
-	Name    string   `yaml:"name"`    // in logs and in the history; default KIND-PORT
+	Name    string   `yaml:"name"`    // in logs and in the history; default KIND-LISTEN
 	Listen  Endpoint `yaml:"listen"`  // required
 	Kind    string   `yaml:"kind"`    // of the built-in handlers; default echo
 	Options []Option `yaml:"options"` // socket options, each name=value
@@ -67,18 +68,10 @@ type History struct {
 // application of three echo servers.
 func DefaultConfig(runtimeDir string) Config {
 	return Config{Services: []Service{
-		{Name: "tcp-echo", Kind: "echo", Listen: mustEndpoint("127.0.0.1:8080")},
-		{Name: "udp-echo", Kind: "echo", Listen: mustEndpoint("udp://127.0.0.1:8081")},
+		{Name: "tcp-echo", Kind: "echo", Listen: Endpoint{fivetuple.MustParseEndpoint("127.0.0.1:8080")}},
+		{Name: "udp-echo", Kind: "echo", Listen: Endpoint{fivetuple.MustParseEndpoint("udp://127.0.0.1:8081")}},
 		{Name: "unix-echo", Kind: "echo", Listen: Endpoint{fivetuple.Endpoint{Network: fivetuple.Unix, Path: runtimeDir + "/echo.sock"}}},
 	}}
-}
-
-func mustEndpoint(s string) Endpoint {
-	e, err := fivetuple.ParseEndpoint(s)
-	if err != nil {
-		panic(err) // a constant of this file
-	}
-	return Endpoint{e}
 }
 
 // LoadConfig reads and checks a configuration file. Every error names the file
@@ -150,10 +143,8 @@ func (s *Service) setDefaults() {
 	if s.Kind == "" {
 		s.Kind = "echo"
 	}
-	if s.Name == "" && s.Listen.Network.IsIP() {
-		s.Name = fmt.Sprintf("%s-%s-%s", s.Listen.Network.Protocol(), s.Kind, s.Listen.Ports)
-	} else if s.Name == "" {
-		s.Name = s.Listen.Network.String() + "-" + s.Kind
+	if s.Name == "" && s.Listen.Network != fivetuple.NetworkNone {
+		s.Name = s.Kind + "-" + s.Listen.String()
 	}
 }
 
@@ -173,7 +164,7 @@ func (c *Config) check() error {
 			bad("%w", err)
 		}
 		if first, twice := names[s.Name]; twice {
-			bad("another service has this name, at line %d", first)
+			bad("another service has this name, at line %d: give one another name", first)
 		}
 		if first, twice := listens[s.Listen.Endpoint]; twice && !s.takesAnyPort() {
 			bad("another service listens on %s, at line %d", s.Listen, first)
@@ -228,8 +219,8 @@ type Mode struct{ fs.FileMode }
 
 // UnmarshalYAML reads "0660".
 func (m *Mode) UnmarshalYAML(n *yaml.Node) error {
-	var bits uint32
-	if _, err := fmt.Sscanf(strings.TrimPrefix(n.Value, "0o"), "%o", &bits); err != nil || bits > 0o777 || bits == 0 {
+	bits, err := strconv.ParseUint(strings.TrimPrefix(n.Value, "0o"), 8, 32)
+	if err != nil || bits > 0o777 || bits == 0 {
 		return fmt.Errorf("line %d: mode %q is not an octal number from 0001 to 0777", n.Line, n.Value)
 	}
 	m.FileMode = fs.FileMode(bits)

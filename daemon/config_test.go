@@ -46,10 +46,10 @@ func TestParseConfigReadsEverySetting(t *testing.T) {
 	if got := chat.Options[0].String() + " " + chat.Options[1].String(); got != "keepalive=30s/10s/3 nodelay=off" {
 		t.Errorf("options are %s", got)
 	}
-	if udp := c.Services[1]; udp.Kind != "echo" || udp.Name != "udp-echo-7001" {
+	if udp := c.Services[1]; udp.Kind != "echo" || udp.Name != "echo-udp://7001" {
 		t.Errorf("defaults of the second are %+v", udp)
 	}
-	if unix := c.Services[2]; unix.Mode.FileMode != 0o660 || unix.Name != "unix-daytime" {
+	if unix := c.Services[2]; unix.Mode.FileMode != 0o660 || unix.Name != "daytime-unix:///run/x.sock" {
 		t.Errorf("the third is %+v", unix)
 	}
 	if c.DrainTime() != 3*time.Second || c.History.Keep.Duration != 7*24*time.Hour || c.History.MaxSize.Bytes != 64<<20 {
@@ -64,7 +64,7 @@ func TestParseConfigNamesTheLineAndTheRemedy(t *testing.T) {
 		{"unknown limit", "services:\n  - listen: 8080\n    limits:\n      conns: 1\n", `line 4: unknown key "conns": limits has no such setting`},
 		{"bad endpoint", "services:\n  - name: a\n    listen: localhost\n", "line 3: endpoint \"localhost\": has no port"},
 		{"no listen", "services:\n\n  - name: a\n", "line 3: service a: has no listen"},
-		{"unknown kind", "services:\n  - {listen: 8080, kind: eko}\n", `line 2: service tcp-eko-8080: kind "eko" is unknown over tcp: want one of echo`},
+		{"unknown kind", "services:\n  - {listen: 8080, kind: eko}\n", `line 2: service eko-8080: kind "eko" is unknown over tcp: want one of echo`},
 		{"same name twice", "services:\n  - {name: a, listen: 1}\n  - {name: a, listen: 2}\n", "line 3: service a: another service has this name, at line 2"},
 		{"same socket twice", "services:\n  - {name: a, listen: 1}\n  - {name: b, listen: 1}\n", "line 3: service b: another service listens on 1, at line 2"},
 		{"unknown option", "services:\n  - listen: 1\n    options: [nodlay]\n", "line 3: unknown socket option"},
@@ -75,6 +75,7 @@ func TestParseConfigNamesTheLineAndTheRemedy(t *testing.T) {
 		{"bad size", "history: {max_size: lots}\n", `line 1: "lots" is not a size`},
 		{"bad count", "services:\n  - {listen: 1, limits: {connections: 0}}\n", `line 2: "0" is not a number above zero`},
 		{"bad mode", "services:\n  - {listen: 'unix:///a', mode: '999'}\n", "line 2: mode \"999\" is not an octal number"},
+		{"rubbish after the mode", "services:\n  - {listen: 'unix:///a', mode: '600junk'}\n", "is not an octal number"},
 		{"mode of a port", "services:\n  - {listen: 1, mode: '0600'}\n", "mode goes with unix://"},
 		{"a range", "services:\n  - listen: 8000-8010\n", "names 11 ports: a service takes one"},
 		{"tls", "services:\n  - listen: tls://*:443\n", "this version serves"},
@@ -88,6 +89,22 @@ func TestParseConfigNamesTheLineAndTheRemedy(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
+	}
+}
+
+func TestConnectionsOffHasNoLimitForASourceEither(t *testing.T) {
+	c, err := ParseConfig([]byte("services: [{listen: 1, limits: {connections: off}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := streamLimits(c.Services[0]); l.MaxConns != 0 || l.MaxPerSource != 0 {
+		t.Errorf("got %+v", l)
+	}
+}
+
+func TestDefaultNamesDiffer(t *testing.T) {
+	if _, err := ParseConfig([]byte("services: [{listen: '127.0.0.1:80'}, {listen: '[::1]:80'}, {listen: ':http'}, {listen: ':https'}, {listen: 'unix:///a'}, {listen: 'unix:///b'}]")); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/fivetuple/fivetuple/history"
 	"github.com/fivetuple/fivetuple/port"
@@ -28,11 +29,19 @@ type Daemon struct {
 	history  *history.DB     // nil if none is kept
 	writer   *history.Writer // likewise
 
+	change  sync.Mutex      // held by Reload and by the beginning of Stop
+	stopped bool            // guarded by change
+	now     context.Context // ends when draining connections are to be reset
+	reset   context.CancelFunc
+
 	mu       sync.Mutex
 	config   Config
 	running  map[string]*running // by service name
 	draining sync.WaitGroup
 }
+
+// ErrStopped is what Reload answers after Stop.
+var ErrStopped = errors.New("the daemon is stopped")
 
 // Options of a Daemon. The zero value works.
 type Options struct {
@@ -48,7 +57,11 @@ type Options struct {
 // port who holds it. A history that cannot be opened is an error too: events
 // would be lost without anyone knowing.
 func Start(ctx context.Context, c Config, o Options) (*Daemon, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
 	d := &Daemon{log: o.Log, leases: o.Leases, running: make(map[string]*running)}
+	d.now, d.reset = context.WithCancel(context.Background())
 	if d.log == nil {
 		d.log = slog.Default()
 	}
@@ -123,14 +136,41 @@ func (d *Daemon) start(ctx context.Context, s Service) error {
 // same keep it and their connections and get the new limits; those gone, or
 // with another socket, stop listening and drain; new ones start. What fails is
 // in the error, and the rest of the configuration is in force all the same.
-// The settings of the history are not changed.
+// The settings of the history stay those of the start.
 func (d *Daemon) Reload(ctx context.Context, c Config) error {
-	d.mu.Lock()
+	if err := c.check(); err != nil {
+		return err
+	}
+	d.change.Lock()
+	defer d.change.Unlock()
+	if d.stopped {
+		return ErrStopped
+	}
+	for _, r := range d.adopt(c) {
+		d.retire(r, c.DrainTime())
+	}
+	var errs []error
+	for _, s := range c.Services {
+		if !d.runs(s.Name) {
+			errs = append(errs, d.start(ctx, s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// adopt makes c the configuration, gives the services that stay their new
+// limits, and takes out and returns those that do not.
+func (d *Daemon) adopt(c Config) (gone []*running) {
 	wanted := make(map[string]Service)
 	for _, s := range c.Services {
 		wanted[s.Name] = s
 	}
-	var gone []*running
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.config.History != c.History {
+		d.log.Warn("the new settings of the history take effect at the next start")
+	}
+	d.config = c
 	for name, r := range d.running {
 		if s, ok := wanted[name]; !ok || !r.config.sameSocket(s) {
 			gone = append(gone, r)
@@ -139,49 +179,55 @@ func (d *Daemon) Reload(ctx context.Context, c Config) error {
 			r.setLimits(s)
 		}
 	}
-	d.config = c
-	d.mu.Unlock()
-
-	for _, r := range gone {
-		d.retire(r, &c)
-	}
-	var errs []error
-	for _, s := range c.Services {
-		d.mu.Lock()
-		_, runs := d.running[s.Name]
-		d.mu.Unlock()
-		if !runs {
-			errs = append(errs, d.start(ctx, s))
-		}
-	}
-	return errors.Join(errs...)
+	return gone
 }
 
-// retire stops a service listening at once, so that its port is free, and
-// drains its connections in the background.
-func (d *Daemon) retire(r *running, c *Config) {
-	r.release(d)
+func (d *Daemon) runs(name string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.running[name] != nil
+}
+
+// DrainTime is how long connections may go on after the order to stop, by the
+// configuration that is in force.
+func (d *Daemon) DrainTime() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.config.DrainTime()
+}
+
+// retire drains a service in the background, and returns when it does not
+// listen any more, so that its port is free.
+func (d *Daemon) retire(r *running, drain time.Duration) {
 	d.log.Info("stopped listening, draining", "service", r.config.Name)
-	drain := c.DrainTime()
 	d.draining.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), drain)
+		ctx, cancel := context.WithTimeout(d.now, drain)
 		defer cancel()
 		d.shutdown(ctx, r)
 	})
+	r.release(d)
 }
 
 // Stop stops every service: none accepts any more, and connections may come to
-// rest until ctx ends. It returns when all are gone and the history is
-// written.
+// rest until ctx ends, those of services retired before too. It returns when
+// all are gone and the history is written.
 func (d *Daemon) Stop(ctx context.Context) {
+	defer context.AfterFunc(ctx, d.reset)()
+	d.change.Lock()
+	d.stopped = true
 	d.mu.Lock()
 	all := d.running
 	d.running = make(map[string]*running)
 	d.mu.Unlock()
 	for _, r := range all {
-		d.draining.Go(func() { d.shutdown(ctx, r) })
+		d.draining.Go(func() {
+			d.shutdown(d.now, r)
+			r.release(d)
+		})
 	}
+	d.change.Unlock()
 	d.draining.Wait()
+	d.reset()
 	if d.writer == nil {
 		return
 	}

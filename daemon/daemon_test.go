@@ -18,6 +18,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/history"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -109,8 +110,8 @@ func tryEcho(c net.Conn, text string) error {
 func TestTheThreeEchoServicesServeAndAreRecorded(t *testing.T) {
 	dir := t.TempDir()
 	c := DefaultConfig(dir)
-	c.Services[0].Listen = mustEndpoint("127.0.0.1:0")
-	c.Services[1].Listen = mustEndpoint("udp://127.0.0.1:0")
+	c.Services[0].Listen = Endpoint{fivetuple.MustParseEndpoint("127.0.0.1:0")}
+	c.Services[1].Listen = Endpoint{fivetuple.MustParseEndpoint("udp://127.0.0.1:0")}
 	path := filepath.Join(dir, "state", "history.db")
 	d, err := Start(t.Context(), c, Options{Log: slog.New(slog.DiscardHandler), HistoryPath: path})
 	if err != nil {
@@ -222,6 +223,70 @@ func TestReloadThatMovesAPortToAnotherServiceWorks(t *testing.T) {
 	}
 	if b, err := io.ReadAll(dial(t, "tcp", addr)); err != nil || len(b) < 20 {
 		t.Errorf("daytime answered %q, %v", b, err)
+	}
+}
+
+func TestReloadAndStopDoNotWaitForAFullService(t *testing.T) {
+	d := start(t, "services: [{name: full, listen: 0, limits: {connections: 1, per_source: off}}]", Options{})
+	c := dial(t, "tcp", d.Addresses()["full"])
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { // busy until it is reset
+		defer close(stopped)
+		for tryEcho(c, "busy") == nil {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	began := time.Now()
+	if err := d.Reload(t.Context(), parse(t, "services: [{name: new, listen: 0}]\ndrain: 1m")); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("Reload took %v", took)
+	}
+	echoes(t, dial(t, "tcp", d.Addresses()["new"]), "x")
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	began = time.Now()
+	d.Stop(ctx)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("Stop took %v, though its context ended after 0.3 s", took)
+	}
+	close(stop)
+	<-stopped
+	if err := d.Reload(t.Context(), Config{}); !errors.Is(err, ErrStopped) {
+		t.Errorf("Reload after Stop: %v", err)
+	}
+}
+
+func TestReloadOfAUnixServiceKeepsItsPath(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	d := start(t, "services: [{name: u, listen: 'unix://"+path+"'}]", Options{})
+	for _, kind := range []string{"daytime", "discard", "echo"} {
+		if err := d.Reload(t.Context(), parse(t, "services: [{name: u, listen: 'unix://"+path+"', kind: "+kind+"}]")); err != nil {
+			t.Fatal(err)
+		}
+		dial(t, "unix", path).Close()
+	}
+	echoes(t, dial(t, "unix", path), "still here")
+}
+
+func TestReloadsAtOnceLeaveOneOfEachService(t *testing.T) {
+	d := start(t, "services: []", Options{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if err := d.Reload(t.Context(), parse(t, "services: [{name: a, listen: 0}]")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if leases, err := d.Leases().List(t.Context()); err != nil || len(leases) != 1 {
+		t.Errorf("leases are %v, %v", leases, err)
 	}
 }
 

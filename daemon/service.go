@@ -80,7 +80,14 @@ func (d *Daemon) resolve(ctx context.Context, e fivetuple.Endpoint) (fivetuple.E
 	if err != nil {
 		return e, fmt.Errorf("listen on %s: %w", e, err)
 	}
-	e.Host = addrs[0].Unmap().String()
+	addr := addrs[0]
+	for _, a := range addrs { // IPv4 first, as Go's net package listens
+		if a.Unmap().Is4() {
+			addr = a
+			break
+		}
+	}
+	e.Host = addr.Unmap().String()
 	return e, nil
 }
 
@@ -185,7 +192,11 @@ func streamLimits(s Service) stream.Limits {
 		Allow:            prefixes(s.Allow),
 		Deny:             prefixes(s.Deny),
 	}
-	l.MaxPerSource = orDefault(s.Limits.PerSource, max(l.MaxConns*3/4, 1))
+	perSource := 0
+	if l.MaxConns > 0 {
+		perSource = max(l.MaxConns*3/4, 1)
+	}
+	l.MaxPerSource = orDefault(s.Limits.PerSource, perSource)
 	switch {
 	case s.Limits.Idle.isOff():
 		l.IdleTimeout = 0
@@ -225,9 +236,8 @@ func prefixes(list []Prefix) []netip.Prefix {
 	return out
 }
 
-// release closes the listening socket and gives its port back.
+// release gives the port back, once the service has stopped listening.
 func (r *running) release(d *Daemon) {
-	r.socket.Close()
 	<-r.served
 	if r.lease == nil {
 		return
@@ -238,7 +248,7 @@ func (r *running) release(d *Daemon) {
 	r.lease = nil
 }
 
-// shutdown drains a service and waits until nothing of it is left.
+// shutdown makes a service stop listening, and returns when it has drained.
 func (d *Daemon) shutdown(ctx context.Context, r *running) {
 	var err error
 	if r.stream != nil {
@@ -246,7 +256,6 @@ func (d *Daemon) shutdown(ctx context.Context, r *running) {
 	} else {
 		err = r.datagram.Shutdown(ctx)
 	}
-	r.release(d)
 	if err != nil {
 		d.log.Warn("connections were reset, as they did not come to rest in time", "service", r.config.Name)
 	}

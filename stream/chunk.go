@@ -25,9 +25,19 @@ type chunkReader struct {
 
 func (r *chunkReader) init(conn net.Conn) {
 	r.conn = conn
-	if sc, ok := conn.(syscall.Conn); ok && canTryRead {
-		if raw, err := sc.SyscallConn(); err == nil {
-			r.raw, r.try = raw, r.tryRead
+	if !canTryRead {
+		return
+	}
+	// Only these: a type that wraps one of them has a Read of its own.
+	switch conn := conn.(type) {
+	case *net.TCPConn:
+		r.raw, _ = conn.SyscallConn()
+		r.try = r.tryRead
+	case *net.UnixConn:
+		r.raw, _ = conn.SyscallConn()
+		r.try = r.tryRead
+		if conn.LocalAddr().Network() == "unixpacket" {
+			r.try = r.tryReadRecord
 		}
 	}
 }

@@ -4,4 +4,5 @@ package stream
 
 const canTryRead = false
 
-func (r *chunkReader) tryRead(uintptr) bool { return true }
+func (r *chunkReader) tryRead(uintptr) bool       { return true }
+func (r *chunkReader) tryReadRecord(uintptr) bool { return true }

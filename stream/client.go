@@ -35,32 +35,38 @@ type Client struct {
 	Service  string           // name in events
 	Sink     stats.Sink       // where events go; nil discards them
 	Options  sockopt.Settings // set on the socket before it connects
-	// Timeout bounds one attempt to connect, and one Send. Default 5 s.
+	// Timeout bounds one attempt to connect, and one Send, not counting the wait
+	// for other calls of Send. Default 5 s.
 	Timeout time.Duration
 	// Tries is how many times the client tries to connect again, after the
-	// connection was lost or the first attempt failed, before it gives up.
-	// Default 3; negative never tries again.
+	// connection was lost or the first attempt failed, before it gives up. They
+	// count anew once bytes have arrived or a connection has lasted for Delay: a
+	// server that only accepts and closes is given up too. Default 3; negative
+	// never tries again.
 	Tries int
 	// Delay is the pause before each of the first three tries, default 2 s.
 	// From the fourth on it doubles, give or take a fifth, up to MaxDelay,
 	// default one minute.
 	Delay, MaxDelay time.Duration
-	// OnData is called with what arrives, in order; the slice is its own until it returns.
+	// OnData is called with what arrives, in order; the slice is its own until
+	// it returns. It must not call Close, which would wait for it.
 	OnData func([]byte)
 	// OnPhase is called when the phase changes: connecting, connected, closed.
-	// err is why a connection, or an attempt, ended.
+	// err is why a connection, or an attempt, ended. It must not call Close.
 	OnPhase func(phase fivetuple.Phase, err error)
 	// Dial opens the connection; nil dials Endpoint.
 	Dial func(ctx context.Context) (net.Conn, error)
 
-	mu     sync.Mutex
-	conn   net.Conn // nil while not connected
-	tuple  fivetuple.Tuple
-	phase  fivetuple.Phase
-	cancel context.CancelFunc
-	done   chan struct{} // closed when the client has given up or is closed
-	err    error         // why it gave up
-	out    atomic.Uint64 // bytes sent on this connection
+	mu      sync.Mutex
+	conn    net.Conn // nil while not connected
+	tuple   fivetuple.Tuple
+	phase   fivetuple.Phase
+	cancel  context.CancelFunc
+	done    chan struct{} // closed when the client has given up or is closed
+	err     error         // why it gave up
+	sendErr error         // what broke this connection, if that was a Send
+	sendMu  sync.Mutex    // held by the Send under way
+	out     atomic.Uint64 // bytes sent on this connection
 }
 
 // Connect makes the first connection, trying again as the fields say. When it
@@ -76,61 +82,68 @@ func (c *Client) Connect(ctx context.Context) error {
 	c.done = make(chan struct{})
 	c.mu.Unlock()
 
-	conn, err := c.connect(ctx, true)
+	try := 0
+	c.setPhase(fivetuple.PhaseConnecting, nil)
+	conn, err := c.dial(ctx)
+	if err != nil {
+		conn, try, err = c.reconnect(ctx, try, err)
+	}
 	if err != nil {
 		c.giveUp(err)
 		return err
 	}
-	go c.run(ctx, conn)
+	go c.run(ctx, conn, try)
 	return nil
 }
 
 // run reads the connection to its end and replaces it, until it cannot.
-func (c *Client) run(ctx context.Context, conn net.Conn) {
+func (c *Client) run(ctx context.Context, conn net.Conn, try int) {
 	for {
-		err := c.read(ctx, conn)
+		began := time.Now()
+		received, err := c.read(ctx, conn)
+		if received > 0 || time.Since(began) >= c.delay(1) {
+			try = 0
+		}
+		if ctx.Err() == nil {
+			conn, try, err = c.reconnect(ctx, try, err)
+		}
 		if ctx.Err() != nil {
+			if err == nil && conn != nil {
+				conn.Close()
+			}
 			c.giveUp(nil)
 			return
 		}
-		c.setPhase(fivetuple.PhaseConnecting, err)
-		if conn, err = c.connect(ctx, false); err != nil {
+		if err != nil {
 			c.giveUp(err)
 			return
 		}
 	}
 }
 
-// connect tries to connect until it succeeds or the tries are used up. The
-// first attempt of all is made at once and does not count as a try.
-func (c *Client) connect(ctx context.Context, first bool) (net.Conn, error) {
+// reconnect tries to connect until it succeeds or the tries are used up, of
+// which so many were made before. why is the last thing that went wrong.
+func (c *Client) reconnect(ctx context.Context, try int, why error) (net.Conn, int, error) {
 	tries := c.Tries
 	if tries == 0 {
 		tries = DefaultTries
 	}
-	err := fmt.Errorf("connect %s: %w", c.Endpoint, ErrNotConnected)
-	for try := range max(tries, 0) + 1 {
-		if try == 0 && !first {
-			continue
+	for try < tries {
+		c.setPhase(fivetuple.PhaseConnecting, why)
+		try++
+		if !sleep(ctx, c.delay(try)) {
+			return nil, try, fmt.Errorf("connect %s: %w, after: %w", c.Endpoint, ctx.Err(), why)
 		}
-		if try > 0 && !sleep(ctx, c.delay(try)) {
-			return nil, context.Cause(ctx)
+		conn, err := c.dial(ctx)
+		if err == nil {
+			return conn, try, nil
 		}
-		c.setPhase(fivetuple.PhaseConnecting, nil)
-		var conn net.Conn
-		if conn, err = c.dial(ctx); err == nil {
-			return conn, nil
-		}
-		c.record(stats.Event{Kind: stats.Error, Tuple: c.target(), Err: err.Error()})
-		if ctx.Err() != nil {
-			return nil, err
-		}
-		c.setPhase(fivetuple.PhaseConnecting, err)
+		why = err
 	}
 	if tries > 0 {
-		err = fmt.Errorf("gave up after %d tries: %w", tries, err)
+		why = fmt.Errorf("gave up on %s after %d tries: %w", c.Endpoint, tries, why)
 	}
-	return nil, err
+	return nil, try, why
 }
 
 // delay is the pause before the given try, counted from 1.
@@ -148,7 +161,7 @@ func (c *Client) delay(try int) time.Duration {
 	for range try - DefaultTries {
 		d = min(2*d, limit)
 	}
-	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
+	return min(time.Duration(float64(d)*(0.8+0.4*rand.Float64())), limit)
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -171,11 +184,12 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	}
 	conn, err := dial(ctx)
 	if err != nil {
+		c.record(stats.Event{Kind: stats.Error, Tuple: c.target(), Err: err.Error()})
 		return nil, err
 	}
 	tuple := fivetuple.TupleOf(protocolOf(conn.LocalAddr()), conn)
 	c.mu.Lock()
-	c.conn, c.tuple = conn, tuple
+	c.conn, c.tuple, c.sendErr = conn, tuple, nil
 	c.out.Store(0)
 	c.mu.Unlock()
 	c.record(stats.Event{Kind: stats.Connect, Tuple: tuple})
@@ -213,15 +227,14 @@ func (c *Client) timeout() time.Duration {
 	return DefaultTimeout
 }
 
-// read hands over what arrives until the connection ends, and says why it did.
-func (c *Client) read(ctx context.Context, conn net.Conn) error {
+// read hands over what arrives until the connection ends. It returns how much
+// that was and why the connection ended.
+func (c *Client) read(ctx context.Context, conn net.Conn) (in uint64, err error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	began := time.Now()
 	var reader chunkReader
 	reader.init(conn)
-	var in uint64
-	var err error
 	for err == nil {
 		var b []byte
 		b, err = reader.read()
@@ -236,6 +249,9 @@ func (c *Client) read(ctx context.Context, conn net.Conn) error {
 	c.mu.Lock()
 	tuple := c.tuple
 	c.conn = nil
+	if c.sendErr != nil {
+		err = c.sendErr
+	}
 	c.mu.Unlock()
 	e := stats.Event{Kind: stats.Disconnect, Tuple: tuple, Cause: causeOf(err), TCP: finalInfo(conn),
 		BytesIn: in, BytesOut: c.out.Load(), Duration: time.Since(began)}
@@ -246,7 +262,7 @@ func (c *Client) read(ctx context.Context, conn net.Conn) error {
 		e.Err = err.Error()
 	}
 	c.record(e)
-	return err
+	return in, err
 }
 
 // Send writes b whole. While there is no connection it refuses with
@@ -258,14 +274,21 @@ func (c *Client) Send(b []byte) error {
 	if conn == nil {
 		return fmt.Errorf("send to %s: %w", c.Endpoint, ErrNotConnected)
 	}
+	c.sendMu.Lock()
+	defer c.sendMu.Unlock()
 	conn.SetWriteDeadline(time.Now().Add(c.timeout()))
 	n, err := conn.Write(b)
 	c.out.Add(uint64(n))
-	if err != nil {
-		conn.Close() // part of b may be gone: the stream is broken
-		return fmt.Errorf("send to %s: %w", c.Endpoint, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	c.mu.Lock()
+	if c.conn == conn && c.sendErr == nil {
+		c.sendErr = err
+	}
+	c.mu.Unlock()
+	conn.Close() // part of b may be gone: the stream is broken
+	return fmt.Errorf("send to %s: %w", c.Endpoint, err)
 }
 
 // Phase is closed, connecting or connected.

@@ -23,6 +23,7 @@ var (
 
 // Why a connection ended, as events and history name it.
 const (
+	causeDone        = "done"
 	causePeerClosed  = "peer closed"
 	causePeerReset   = "peer reset"
 	causeClosed      = "closed"
@@ -55,12 +56,17 @@ type Conn struct {
 	reader  chunkReader
 	queue   writeQueue
 
-	in, out  atomic.Uint64
-	active   atomic.Int64 // nanoseconds since started, when a byte was last moved
-	endOnce  sync.Once
-	cause    string // set once by endOnce, with end
-	end      error
-	reported struct { // by the sweeper only
+	in, out atomic.Uint64
+	active  atomic.Int64 // nanoseconds since started, when a byte was last moved
+	writeMu sync.Mutex   // held by the Write under way
+	writing atomic.Int32 // calls of Write under way
+	endOnce sync.Once
+	cause   string // set once by endOnce, with end
+	end     error
+
+	eventMu  sync.Mutex // orders Data before Disconnect
+	ended    bool       // Disconnect is recorded
+	reported struct {
 		at      time.Time
 		in, out uint64
 	}
@@ -96,11 +102,41 @@ func (c *Conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Write implements net.Conn.
-func (c *Conn) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.moved(&c.out, n)
-	return n, err
+// Write implements net.Conn. Large writes go out in pieces, so that a slow one
+// is seen to move; writes of several goroutines do not mix. A record of a
+// seqpacket socket is one write.
+func (c *Conn) Write(b []byte) (written int, err error) {
+	c.writing.Add(1)
+	defer c.writing.Add(-1)
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	for {
+		piece := b
+		if len(piece) > chunkSize && c.tuple.Protocol != fivetuple.Seqpacket {
+			piece = piece[:chunkSize]
+		}
+		n, err := c.Conn.Write(piece)
+		c.moved(&c.out, n)
+		written += n
+		if b = b[n:]; err != nil || len(b) == 0 {
+			return written, err
+		}
+	}
+}
+
+// sending says whether bytes are on their way to the peer.
+func (c *Conn) sending() bool {
+	if c.writing.Load() > 0 {
+		return true
+	}
+	tc, ok := c.Conn.(*net.TCPConn)
+	return ok && !delivered(tc)
+}
+
+// delivered says whether the peer has acknowledged everything written to it.
+func delivered(tc *net.TCPConn) bool {
+	i, err := sockopt.TCPInfoOf(tc)
+	return err != nil || i.Unacked == 0 && i.NotSentBytes == 0
 }
 
 // Close implements net.Conn.
@@ -159,7 +195,8 @@ func reset(nc net.Conn) {
 func (c *Conn) finish(err error) {
 	c.setCause(causeOf(err), err)
 	c.cancel()
-	if c.cause == causePeerClosed {
+	orderly := c.cause == causePeerClosed || c.cause == causeDone
+	if orderly {
 		c.flush()
 	}
 	info := finalInfo(c.Conn)
@@ -169,9 +206,12 @@ func (c *Conn) finish(err error) {
 		Kind: stats.Disconnect, Tuple: c.tuple, Conn: c.id, Cause: c.cause, TCP: info,
 		BytesIn: c.in.Load(), BytesOut: c.out.Load(), Duration: time.Since(c.started),
 	}
-	if c.end != nil && c.cause != causePeerClosed {
+	if c.end != nil && !orderly {
 		e.Err = c.end.Error()
 	}
+	c.eventMu.Lock()
+	defer c.eventMu.Unlock()
+	c.ended = true
 	c.server.record(e)
 }
 
@@ -202,7 +242,7 @@ func (c *Conn) flush() {
 	}
 	wait := backoff{min: time.Millisecond, max: 50 * time.Millisecond}
 	for time.Now().Before(deadline) {
-		if i, err := sockopt.TCPInfoOf(tc); err != nil || i.Unacked == 0 && i.NotSentBytes == 0 {
+		if delivered(tc) {
 			return
 		}
 		time.Sleep(wait.next())
@@ -211,7 +251,9 @@ func (c *Conn) flush() {
 
 func causeOf(err error) string {
 	switch {
-	case err == nil || errors.Is(err, io.EOF):
+	case err == nil:
+		return causeDone
+	case errors.Is(err, io.EOF):
 		return causePeerClosed
 	case errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE):
 		return causePeerReset
@@ -239,7 +281,9 @@ func finalInfo(nc net.Conn) *stats.TCP {
 // reportData records a Data event if the last is older than every and bytes
 // were moved since.
 func (c *Conn) reportData(every time.Duration) {
-	if time.Since(c.reported.at) < every {
+	c.eventMu.Lock()
+	defer c.eventMu.Unlock()
+	if c.ended || time.Since(c.reported.at) < every {
 		return
 	}
 	in, out := c.in.Load(), c.out.Load()

@@ -1,17 +1,20 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // OnData makes a handler that calls f with the bytes as they arrive, until the
-// peer ends its side or f returns an error. The slice is f's until it returns.
+// peer ends its side, which is io.EOF, or f returns an error. The slice is f's until it returns.
 // A connection on which nothing arrives holds no buffer.
 func OnData(f func(c *Conn, b []byte) error) Handler {
 	return HandlerFunc(func(_ context.Context, c *Conn) error {
@@ -25,10 +28,7 @@ func OnData(f func(c *Conn, b []byte) error) Handler {
 					return ferr
 				}
 			}
-			switch {
-			case errors.Is(err, io.EOF):
-				return nil
-			case err != nil:
+			if err != nil {
 				return err
 			}
 		}
@@ -107,7 +107,8 @@ func Daytime() Handler {
 const maxChatLine = 4096
 
 // Chat hands every line to all connections of the server, with the sender's id
-// before it. "/to ID text" goes to one, "/who" lists the ids, "/quit" leaves.
+// before it and without control characters. "/to ID text" goes to one, "/who"
+// lists the ids, "/quit" leaves.
 func Chat() Handler {
 	return HandlerFunc(func(ctx context.Context, c *Conn) error {
 		if err := c.Send(fmt.Appendf(nil, "* you are %d; /who lists the others, /to ID text speaks to one, /quit leaves\n", c.ID())); err != nil {
@@ -116,26 +117,25 @@ func Chat() Handler {
 		var line []byte
 		err := OnData(func(c *Conn, b []byte) error {
 			for len(b) > 0 {
-				i := slices.Index(b, '\n')
-				if i < 0 {
-					line = append(line, b...)
+				part, rest, whole := bytes.Cut(b, []byte("\n"))
+				if line, b = append(line, part...), rest; len(line) > maxChatLine {
+					return fmt.Errorf("a line of over %d bytes", maxChatLine)
+				}
+				if !whole {
 					break
 				}
-				line = append(line, b[:i]...)
-				b = b[i+1:]
-				if len(line) > maxChatLine {
-					break
-				}
-				if err := chatLine(c, strings.TrimRight(string(line), "\r")); err != nil {
+				if err := chatLine(c, line); err != nil {
 					return err
 				}
 				line = line[:0]
 			}
-			if len(line) > maxChatLine {
-				return fmt.Errorf("a line of over %d bytes", maxChatLine)
-			}
 			return nil
 		}).ServeConn(ctx, c)
+		if errors.Is(err, io.EOF) && len(line) > 0 { // the last line may lack its end
+			if err := chatLine(c, line); err != nil {
+				return err
+			}
+		}
 		if errors.Is(err, errQuit) {
 			return nil
 		}
@@ -145,7 +145,13 @@ func Chat() Handler {
 
 var errQuit = errors.New("quit")
 
-func chatLine(c *Conn, line string) error {
+func chatLine(c *Conn, b []byte) error {
+	line := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\t' {
+			return -1
+		}
+		return r
+	}, string(b))
 	command, rest, _ := strings.Cut(line, " ")
 	switch command {
 	case "":
@@ -157,16 +163,24 @@ func chatLine(c *Conn, line string) error {
 		slices.Sort(ids)
 		return c.Send(fmt.Appendf(nil, "* here: %s\n", strings.Trim(fmt.Sprint(ids), "[]")))
 	case "/to":
-		id, text, _ := strings.Cut(rest, " ")
-		var to uint64
-		if _, err := fmt.Sscanf(id, "%d", &to); err != nil || text == "" {
-			return c.Send([]byte("* write /to ID text\n"))
-		}
-		if err := c.Server().Send(to, fmt.Appendf(nil, "[%d to you] %s\n", c.ID(), text)); err != nil {
-			return c.Send(fmt.Appendf(nil, "* nobody here is %d\n", to))
-		}
-		return nil
+		return c.Send([]byte(chatTo(c, rest)))
 	}
 	c.Server().Broadcast(fmt.Appendf(nil, "[%d] %s\n", c.ID(), line))
 	return nil
+}
+
+// chatTo does "/to ID text" and returns what to tell the sender, if anything.
+func chatTo(c *Conn, rest string) string {
+	name, text, _ := strings.Cut(rest, " ")
+	id, err := strconv.ParseUint(name, 10, 64)
+	if err != nil || text == "" {
+		return "* write /to ID text\n"
+	}
+	switch err := c.Server().Send(id, fmt.Appendf(nil, "[%d to you] %s\n", c.ID(), text)); {
+	case errors.Is(err, ErrNoConn):
+		return fmt.Sprintf("* nobody here is %d\n", id)
+	case err != nil:
+		return fmt.Sprintf("* %d has just been dropped: %v\n", id, err)
+	}
+	return ""
 }

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -12,7 +13,7 @@ import (
 // except where a default is given.
 type Limits struct {
 	// MaxConns is how many connections there may be at once. Further ones wait
-	// in the kernel's backlog.
+	// in the kernel's backlog, and one for each listener but the first outside it.
 	MaxConns int
 	// MaxPerSource is how many of them may come from one address, or from one
 	// /64 of IPv6. Further ones are reset.
@@ -26,7 +27,7 @@ type Limits struct {
 	// long after it was accepted.
 	FirstByteTimeout time.Duration
 	// WriteQueue is how many bytes may wait in memory for one client before it
-	// is dropped as too slow. Default 256 KiB.
+	// is dropped as too slow; a single message may be larger. Default 256 KiB.
 	WriteQueue int
 	// Allow, if not empty, lists the only sources that are served; Deny lists
 	// sources that are not. The longest matching prefix of both decides, Deny
@@ -56,30 +57,37 @@ func (s *Server) SetLimits(l Limits) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.slotFree != nil {
-		close(s.slotFree)
-		s.slotFree = make(chan struct{})
+		s.wakeWaiting()
 	}
 }
 
+// errFull says that there are as many connections as there may be.
+var errFull = errors.New("too many connections")
+
 // admit enters a connection among those served, or says why it may not be.
-func (s *Server) admit(c *Conn) (refused string) {
+func (s *Server) admit(c *Conn) error {
 	l := s.limits.Load()
 	if !(acl.List{Allow: l.Allow, Deny: l.Deny}).Allows(c.tuple.Remote.AddrPort.Addr()) {
-		return "source not allowed"
+		return errors.New("source not allowed")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
-		return "shutting down"
+		return errors.New("shutting down")
 	case l.MaxPerSource > 0 && c.source.IsValid() && s.perSource[c.source] >= l.MaxPerSource:
-		return fmt.Sprintf("more than %d connections from %s", l.MaxPerSource, c.source)
+		return fmt.Errorf("more than %d connections from %s", l.MaxPerSource, c.source)
+	case s.full(l):
+		return errFull
 	}
 	s.conns[c.id] = c
 	s.perSource[c.source]++
 	s.wg.Add(1)
-	return ""
+	return nil
 }
+
+// full says whether there is no room for a connection. s.mu is held.
+func (s *Server) full(l *Limits) bool { return l.MaxConns > 0 && len(s.conns) >= l.MaxConns }
 
 // waitForSlot returns when the limits allow another accept, or false when the
 // server is shut down.
@@ -87,7 +95,7 @@ func (s *Server) waitForSlot() bool {
 	for {
 		l := s.limits.Load()
 		s.mu.Lock()
-		closed, full, free := s.closed, l.MaxConns > 0 && len(s.conns) >= l.MaxConns, s.slotFree
+		closed, full, free := s.closed, s.full(l), s.slotFree
 		var wait time.Duration
 		if !full {
 			wait = s.bucket.take(l.AcceptRate, time.Now())
@@ -99,7 +107,7 @@ func (s *Server) waitForSlot() bool {
 		case full:
 			<-free
 		case wait > 0:
-			s.sleep(wait)
+			sleepUnless(free, wait)
 		default:
 			return true
 		}

@@ -7,7 +7,7 @@ import "sync"
 type writeQueue struct {
 	mu      sync.Mutex
 	waiting [][]byte
-	size    int // bytes waiting, those being written included
+	size    int // what waits costs, that being written included
 	writing bool
 	closed  bool
 	done    sync.WaitGroup
@@ -24,19 +24,22 @@ func (c *Conn) enqueue(b []byte) error {
 	if limit <= 0 {
 		limit = defaultWriteQueue
 	}
+	if len(b) == 0 {
+		return nil
+	}
 	q := &c.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
 	case q.closed:
 		return ErrNoConn
-	case q.size+len(b) > limit:
+	case q.size > 0 && q.size+cost(b) > limit:
 		q.closed = true
 		c.resetBecause(causeSlow)
 		return ErrSlow
 	}
 	q.waiting = append(q.waiting, b)
-	q.size += len(b)
+	q.size += cost(b)
 	if !q.writing {
 		q.writing = true
 		q.done.Go(c.writeQueued)
@@ -44,8 +47,10 @@ func (c *Conn) enqueue(b []byte) error {
 	return nil
 }
 
-// writeQueued writes until the queue is empty or the connection fails, which
-// its reader will notice too.
+// cost is what a waiting message takes of the limit: its bytes and its place.
+func cost(b []byte) int { return len(b) + 64 }
+
+// writeQueued writes until the queue is empty or the connection fails.
 func (c *Conn) writeQueued() {
 	q := &c.queue
 	for {
@@ -61,11 +66,14 @@ func (c *Conn) writeQueued() {
 		q.mu.Unlock()
 		_, err := c.Write(b)
 		q.mu.Lock()
-		q.size -= len(b)
+		q.size -= cost(b)
 		if err != nil {
 			q.closed, q.waiting = true, nil
 		}
 		q.mu.Unlock()
+		if err != nil {
+			c.closeBecause(causeOf(err), err)
+		}
 	}
 }
 

@@ -29,9 +29,10 @@ import (
 	"github.com/fivetuple/fivetuple/stats"
 )
 
-// Handler serves one connection. The connection is closed when it returns; a
-// nil error or io.EOF means that the peer was done. ctx ends when the
-// connection is closed, by whomever.
+// Handler serves one connection, which is closed when it returns, after the
+// peer has got all that was written. It returns io.EOF if the peer ended its
+// side, nil if the server ends it, and otherwise what failed. ctx ends when this
+// side closes the connection; that the peer has gone only reading tells.
 type Handler interface {
 	ServeConn(ctx context.Context, c *Conn) error
 }
@@ -63,7 +64,7 @@ type Server struct {
 
 	mu        sync.Mutex
 	closed    bool
-	listeners map[net.Listener]struct{}
+	listeners map[*net.Listener]struct{} // by pointer: a listener need not be comparable
 	conns     map[uint64]*Conn
 	perSource map[source]int
 	slotFree  chan struct{} // closed and replaced when a connection ends
@@ -75,38 +76,38 @@ type Server struct {
 
 // Serve accepts connections on ln until Shutdown, and closes ln. It returns
 // ErrServerClosed, or the error that ended accepting for good: net.ErrClosed if
-// ln was closed by another, which leaves its connections as they are.
+// ln was closed by another, which leaves its connections as they are. A Serve
+// that waits for a connection to end (Limits.MaxConns) notices only Shutdown.
 func (s *Server) Serve(ln net.Listener) error {
-	if err := s.addListener(ln); err != nil {
+	if err := s.addListener(&ln); err != nil {
 		ln.Close()
 		return err
 	}
-	defer s.removeListener(ln)
+	defer s.removeListener(&ln)
 	pause := backoff{min: 5 * time.Millisecond, max: time.Second}
 	for {
 		if !s.waitForSlot() {
 			return ErrServerClosed
 		}
 		nc, err := ln.Accept()
-		if err != nil {
-			if s.isClosed() {
-				return ErrServerClosed
-			}
-			if errors.Is(err, net.ErrClosed) {
-				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
-			}
-			if !acceptAgain(err) {
-				s.recordError(listenTuple(ln), fmt.Errorf("accept: %w", err))
-				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
-			}
-			if pause.first() {
-				s.recordError(listenTuple(ln), fmt.Errorf("accept paused: %w", err))
-			}
-			s.sleep(pause.next())
+		if err == nil {
+			pause.reset()
+			s.start(nc)
 			continue
 		}
-		pause.reset()
-		s.start(nc)
+		switch {
+		case s.isClosed():
+			return ErrServerClosed
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+		case !acceptAgain(err):
+			s.recordError(listenTuple(ln), fmt.Errorf("accept: %w", err))
+			return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+		}
+		if pause.first() {
+			s.recordError(listenTuple(ln), fmt.Errorf("accept paused: %w", err))
+		}
+		s.sleep(pause.next())
 	}
 }
 
@@ -123,14 +124,14 @@ func acceptAgain(err error) bool {
 	return false
 }
 
-func (s *Server) addListener(ln net.Listener) error {
+func (s *Server) addListener(ln *net.Listener) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.closed {
+		s.mu.Unlock()
 		return ErrServerClosed
 	}
 	if s.listeners == nil {
-		s.listeners = make(map[net.Listener]struct{})
+		s.listeners = make(map[*net.Listener]struct{})
 		s.conns = make(map[uint64]*Conn)
 		s.perSource = make(map[source]int)
 		s.slotFree = make(chan struct{})
@@ -142,16 +143,17 @@ func (s *Server) addListener(ln net.Listener) error {
 		s.wg.Go(s.sweep)
 	}
 	s.listeners[ln] = struct{}{}
-	s.record(stats.Event{Kind: stats.Listen, Tuple: listenTuple(ln)})
+	s.mu.Unlock()
+	s.record(stats.Event{Kind: stats.Listen, Tuple: listenTuple(*ln)})
 	return nil
 }
 
-func (s *Server) removeListener(ln net.Listener) {
-	ln.Close()
+func (s *Server) removeListener(ln *net.Listener) {
+	(*ln).Close()
 	s.mu.Lock()
 	delete(s.listeners, ln)
 	s.mu.Unlock()
-	s.record(stats.Event{Kind: stats.Close, Tuple: listenTuple(ln)})
+	s.record(stats.Event{Kind: stats.Close, Tuple: listenTuple(*ln)})
 }
 
 func listenTuple(ln net.Listener) fivetuple.Tuple {
@@ -174,9 +176,13 @@ func protocolOf(a net.Addr) fivetuple.Network {
 // if the limits forbid it.
 func (s *Server) start(nc net.Conn) {
 	c := newConn(s, s.nextID.Add(1), nc)
-	if reason := s.admit(c); reason != "" {
+	err := s.admit(c)
+	for err == errFull && s.waitForSlot() { // another listener took the slot
+		err = s.admit(c)
+	}
+	if err != nil {
+		s.recordError(c.tuple, fmt.Errorf("refused: %w", err))
 		reset(nc)
-		s.recordError(c.tuple, errors.New("refused: "+reason))
 		return
 	}
 	s.record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id})
@@ -197,9 +203,14 @@ func (s *Server) serveConn(c *Conn) {
 	} else {
 		delete(s.perSource, c.source)
 	}
+	s.wakeWaiting()
+	s.mu.Unlock()
+}
+
+// wakeWaiting wakes those that wait for a slot to look again. s.mu is held.
+func (s *Server) wakeWaiting() {
 	close(s.slotFree)
 	s.slotFree = make(chan struct{})
-	s.mu.Unlock()
 }
 
 // Conns returns the ids of the connections of this moment, in no order.
@@ -242,14 +253,8 @@ func (s *Server) Cut(id uint64) error {
 // waits for a client: see [Server.Send].
 func (s *Server) Broadcast(b []byte) int {
 	b = append([]byte(nil), b...) // one copy, shared by all queues
-	s.mu.Lock()
-	conns := make([]*Conn, 0, len(s.conns))
-	for _, c := range s.conns {
-		conns = append(conns, c)
-	}
-	s.mu.Unlock()
 	n := 0
-	for _, c := range conns {
+	for _, c := range s.snapshot() {
 		if c.enqueue(b) == nil {
 			n++
 		}
@@ -259,18 +264,17 @@ func (s *Server) Broadcast(b []byte) int {
 
 // Shutdown closes the listeners, lets connections come to rest, and returns
 // when all handlers have returned. A connection on which nothing has moved for
-// a quarter of a second is closed; those still busy when ctx ends are reset.
-// The error is ctx's if any had to be reset.
+// a quarter of a second, and to which nothing is still to be sent, is closed;
+// those still busy when ctx ends are reset. The error is ctx's if any had to be.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	already := s.closed
 	s.closed = true
 	for ln := range s.listeners {
-		ln.Close()
+		(*ln).Close()
 	}
 	if s.slotFree != nil && !already {
-		close(s.slotFree)
-		s.slotFree = make(chan struct{})
+		s.wakeWaiting()
 	}
 	s.mu.Unlock()
 
@@ -297,7 +301,7 @@ func (s *Server) drain(ctx context.Context) bool {
 	for {
 		left := 0
 		for _, c := range s.snapshot() {
-			if c.idleFor() >= quiet {
+			if c.idleFor() >= quiet && !c.sending() {
 				c.closeBecause(causeDrained, nil)
 			} else {
 				left++
@@ -333,17 +337,24 @@ func (s *Server) isClosed() bool {
 	return s.closed
 }
 
-// sleep waits for d or until a connection ends, whichever is first: a closed
-// connection gives back a descriptor.
+// sleep waits for d, or until a connection ends, which gives back a descriptor,
+// or Shutdown.
 func (s *Server) sleep(d time.Duration) {
 	s.mu.Lock()
-	free := s.slotFree
+	closed, free := s.closed, s.slotFree
 	s.mu.Unlock()
+	if !closed {
+		sleepUnless(free, d)
+	}
+}
+
+// sleepUnless waits for d or until c is closed.
+func sleepUnless(c <-chan struct{}, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-free:
+	case <-c:
 	}
 }
 
@@ -374,7 +385,7 @@ func (s *Server) recordKeptBack(now time.Time) {
 	n := s.errors.KeptBack(now)
 	s.mu.Unlock()
 	if n > 0 {
-		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors within a second", n)})
+		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors", n)})
 	}
 }
 

@@ -155,14 +155,18 @@ func TestClientReconnectsAsOftenAsItMay(t *testing.T) {
 		if err := c.Connect(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		(<-peers).Close()
+		lose := func(peer net.Conn) {
+			peer.Write([]byte("x")) // a connection that was of use: the tries count anew
+			peer.Close()
+		}
+		lose(<-peers)
 		peer := <-peers // reconnected
 		synctest.Wait()
 		if c.Phase() != fivetuple.PhaseConnected {
 			t.Errorf("phase is %v", c.Phase())
 		}
 		fail = true
-		peer.Close()
+		lose(peer)
 		synctest.Wait()
 		if err := c.Send([]byte("x")); !errors.Is(err, ErrNotConnected) {
 			t.Errorf("Send while reconnecting: %v", err)
@@ -187,6 +191,48 @@ func TestClientReconnectsAsOftenAsItMay(t *testing.T) {
 		if len(phases) != len(want) {
 			t.Errorf("phases %v, want %v", phases, want)
 		}
+	})
+}
+
+func TestClientGivesUpOnAServerThatOnlyAcceptsAndCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		attempts := 0
+		c := &Client{Endpoint: endpoint(t, "1"), Dial: func(context.Context) (net.Conn, error) {
+			attempts++
+			a, b := net.Pipe()
+			b.Close()
+			return a, nil
+		}}
+		if err := c.Connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-c.Done()
+		if attempts != 1+DefaultTries || !errors.Is(c.Err(), io.EOF) {
+			t.Errorf("%d attempts, then %v; want %d and EOF", attempts, c.Err(), 1+DefaultTries)
+		}
+	})
+}
+
+func TestClientSaysWhichSendBrokeTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ev := newEvents()
+		a, b := net.Pipe() // nobody reads b
+		c := &Client{Endpoint: endpoint(t, "1"), Sink: ev, Tries: -1, Timeout: time.Second,
+			Dial: func(context.Context) (net.Conn, error) { return a, nil }}
+		if err := c.Connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Send([]byte("x")); !isTimeout(err) {
+			t.Errorf("Send: %v, want a timeout", err)
+		}
+		<-c.Done()
+		if !isTimeout(c.Err()) {
+			t.Errorf("gave up with %v, want the timeout", c.Err())
+		}
+		if end := ev.wait(t, "disconnect", kindIs(stats.Disconnect)); end.Cause != causeTimedOut {
+			t.Errorf("cause is %q, want %q", end.Cause, causeTimedOut)
+		}
+		b.Close()
 	})
 }
 

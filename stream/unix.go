@@ -8,56 +8,71 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
+
+	"github.com/fivetuple/fivetuple/sockopt"
 )
 
 // unixListener removes its socket file when it is closed, but not a file that
 // has taken its place.
 type unixListener struct {
 	*net.UnixListener
-	path string
-	file fs.FileInfo
+	path   string
+	file   fs.FileInfo
+	remove sync.Once // a later file may get the same inode number
 }
 
 // Close implements net.Listener.
 func (l *unixListener) Close() error {
-	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.file) {
-		os.Remove(l.path)
-	}
+	l.remove.Do(func() {
+		if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.file) {
+			os.Remove(l.path)
+		}
+	})
 	return l.UnixListener.Close()
 }
 
-// listenUnix binds a Unix socket with the given mode from the first moment on.
-// The directory is locked meanwhile, so that of two processes that find a
-// stale file only one replaces it.
+// listenUnix binds a Unix socket whose file never has more than the given
+// permissions. A file in the way is looked at and replaced under a lock on the
+// directory, so that of two processes that find it stale only one does.
 func listenUnix(ctx context.Context, lc net.ListenConfig, network, path string, mode fs.FileMode) (net.Listener, error) {
+	ln, err := bindUnix(ctx, lc, network, path, mode)
+	if err != nil {
+		return nil, fmt.Errorf("listen on unix %s: %w", path, err)
+	}
+	return ln, nil
+}
+
+func bindUnix(ctx context.Context, lc net.ListenConfig, network, path string, mode fs.FileMode) (net.Listener, error) {
 	if strings.HasPrefix(path, "@") {
-		ln, err := lc.Listen(ctx, network, path)
+		return lc.Listen(ctx, network, path)
+	}
+	if _, err := os.Lstat(path); err == nil {
+		unlock, err := lockDirOf(ctx, path)
 		if err != nil {
-			return nil, fmt.Errorf("listen on unix %s: %w", path, err)
+			return nil, err
 		}
-		return ln, nil
+		defer unlock()
+		if err := removeStale(ctx, network, path); err != nil {
+			return nil, err
+		}
 	}
-	unlock, err := lockDirOf(ctx, path)
+	lc.Control = sockopt.Combine(lc.Control, modeBeforeBind(mode))
+	ln, err := lc.Listen(ctx, network, path)
 	if err != nil {
-		return nil, fmt.Errorf("listen on unix %s: %w", path, err)
+		return nil, err
 	}
-	defer unlock()
-	if err := removeStale(ctx, network, path); err != nil {
-		return nil, fmt.Errorf("listen on unix %s: %w", path, err)
+	l := &unixListener{UnixListener: ln.(*net.UnixListener), path: path}
+	l.SetUnlinkOnClose(false)
+	if l.file, err = os.Lstat(path); err == nil {
+		err = os.Chmod(path, mode) // gives back what the umask took
 	}
-	ln, err := bindWithMode(ctx, lc, network, path, mode)
 	if err != nil {
-		return nil, fmt.Errorf("listen on unix %s: %w", path, err)
+		l.Close()
+		return nil, err
 	}
-	ul := ln.(*net.UnixListener)
-	ul.SetUnlinkOnClose(false)
-	file, err := os.Lstat(path)
-	if err != nil {
-		ul.Close()
-		return nil, fmt.Errorf("listen on unix %s: %w", path, err)
-	}
-	return &unixListener{UnixListener: ul, path: path, file: file}, nil
+	return l, nil
 }
 
 // removeStale removes the socket file of a server that is gone.
@@ -80,8 +95,11 @@ func removeStale(ctx context.Context, network, path string) error {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return os.Remove(path)
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: a socket of another user is there: remove it, or choose another path", err)
+	}
 	// EPROTOTYPE: a live socket of another type. EAGAIN: a full backlog.
-	return fmt.Errorf("%w (%v)", syscall.EADDRINUSE, err)
+	return fmt.Errorf("%w (%w)", syscall.EADDRINUSE, err)
 }
 
 func describe(m fs.FileMode) string {

@@ -5,32 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
-	"runtime"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// bindWithMode binds on a thread with a umask of its own: chmod after bind
-// would leave the socket open to others for a moment, and the process's umask
-// belongs to all its threads.
-func bindWithMode(ctx context.Context, lc net.ListenConfig, network, path string, mode fs.FileMode) (ln net.Listener, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err = unix.Unshare(unix.CLONE_FS); err != nil {
-			err = fmt.Errorf("unshare the umask: %w", err)
-			return
+// modeBeforeBind sets the permissions of a socket before it has a file: bind(2)
+// makes the file with them, less the umask (unix_bind_bsd in net/unix/af_unix.c).
+// After bind it would be open to others for a moment.
+func modeBeforeBind(mode fs.FileMode) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), uint32(mode.Perm())) }); cerr != nil {
+			return cerr
 		}
-		unix.Umask(int(^mode & 0o777))
-		ln, err = lc.Listen(ctx, network, path)
-	}()
-	<-done
-	return ln, err
+		return os.NewSyscallError("fchmod", err)
+	}
 }
 
 // lockDirOf takes an advisory lock on the directory of path.
@@ -49,7 +42,7 @@ func lockDirOf(ctx context.Context, path string) (unlock func(), err error) {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || !sleep(ctx, pause) {
 			dir.Close()
-			return nil, fmt.Errorf("lock the directory %s: %w", dir.Name(), err)
+			return nil, fmt.Errorf("lock the directory %s, which another process may have locked: %w", dir.Name(), err)
 		}
 	}
 }

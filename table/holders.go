@@ -137,7 +137,9 @@ func ExplainInUse(ctx context.Context, err error, e fivetuple.Endpoint) error {
 // holdersOf returns what holds an endpoint that was to be listened on.
 func holdersOf(ctx context.Context, e fivetuple.Endpoint) (Held, error) {
 	if e.Network.IsUnix() {
-		sockets, err := sockdiag.List(ctx, sockdiag.Query{Protocols: []fivetuple.Network{e.Network}, States: sockdiag.ListeningOrBound})
+		sockets, err := sockdiag.List(ctx, sockdiag.Query{
+			Protocols: []fivetuple.Network{fivetuple.Unix, fivetuple.Unixgram, fivetuple.Seqpacket}, States: sockdiag.ListeningOrBound,
+		})
 		if err != nil {
 			return Held{}, err
 		}

@@ -119,16 +119,14 @@ func (f checkFlags) endpoints(ctx context.Context, names *port.Names, arg string
 	return []fivetuple.Endpoint{e}, nil
 }
 
-// bindAddr returns the address that listening on e binds; zero is loopback.
+// bindAddr returns the address that listening on e binds, in the words of a
+// [lease.Request]: zero is loopback, :: is all.
 func bindAddr(e fivetuple.Endpoint) netip.Addr {
+	if e.Host == fivetuple.AnyHost {
+		return netip.IPv6Unspecified()
+	}
 	addr, _ := e.Addr()
-	if e.Host != fivetuple.AnyHost {
-		return addr
-	}
-	if e.Network == fivetuple.TCP4 || e.Network == fivetuple.UDP4 {
-		return netip.IPv4Unspecified()
-	}
-	return netip.IPv6Unspecified()
+	return addr
 }
 
 // checkRow is what became of one port.

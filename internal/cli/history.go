@@ -101,7 +101,6 @@ func parseHost(s string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("--host %q: want an address or a network, such as 10.0.0.7 or 10.0.0.0/8", s)
 	}
-	addr = addr.Unmap().WithZone("")
 	return netip.PrefixFrom(addr, addr.BitLen()), nil
 }
 

@@ -73,14 +73,19 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 			return err
 		}
 	}
+	// From before the start until after the stop, as the default of SIGHUP is death.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+
 	log := a.logger(f)
 	d, err := daemon.Start(ctx, config, daemon.Options{Log: log, HistoryPath: path})
 	if err != nil {
 		return err
 	}
-	a.reloadUntilDone(ctx, d, load, log)
+	reloadUntilDone(ctx, d, hup, load, log)
 
-	drain := config.DrainTime()
+	drain := d.DrainTime()
 	log.Info("stopping", "drain", drain)
 	// A second signal ends the patience with connections that are still busy.
 	stopping, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -91,11 +96,8 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 	return errors.Join(a.report(context.Background(), d), d.Close())
 }
 
-// reloadUntilDone reads the configuration again at every SIGHUP, until ctx ends.
-func (a *app) reloadUntilDone(ctx context.Context, d *daemon.Daemon, load func() (daemon.Config, error), log *slog.Logger) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+// reloadUntilDone reads the configuration again at every hup, until ctx ends.
+func reloadUntilDone(ctx context.Context, d *daemon.Daemon, hup <-chan os.Signal, load func() (daemon.Config, error), log *slog.Logger) {
 	for {
 		select {
 		case <-ctx.Done():

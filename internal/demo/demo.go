@@ -93,13 +93,7 @@ func Run(ctx context.Context, w io.Writer, o Options) (err error) {
 }
 
 func (p *play) listen() error {
-	endpoint := func(s string) daemon.Endpoint {
-		e, err := fivetuple.ParseEndpoint(s)
-		if err != nil {
-			panic(err) // a constant of this function
-		}
-		return daemon.Endpoint{Endpoint: e}
-	}
+	endpoint := func(s string) daemon.Endpoint { return daemon.Endpoint{Endpoint: fivetuple.MustParseEndpoint(s)} }
 	p.unix = fivetuple.Endpoint{Network: fivetuple.Unix, Path: filepath.Join(p.dir, "echo.sock")}
 	c := daemon.Config{Services: []daemon.Service{
 		{Name: "tcp-echo", Kind: "echo", Listen: endpoint("127.0.0.1:0")},
@@ -155,7 +149,24 @@ func (p *play) connect() (*client, error) {
 		OnPhase: func(fivetuple.Phase, error) { notify() },
 	}
 	p.clients = append(p.clients, c)
-	return c, c.Connect(p.ctx)
+	if err := c.Connect(p.ctx); err != nil {
+		return c, err
+	}
+	return c, p.awaitServed(len(p.clients))
+}
+
+// awaitServed waits until the server has accepted so many connections: for the
+// kernel they are established before that.
+func (p *play) awaitServed(n int) error {
+	for deadline := time.Now().Add(patience); len(p.app.Stream("tcp-echo").Conns()) != n; {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("waited %v for the server to accept %d connections", patience, n)
+		}
+		if !sleep(p.ctx, time.Millisecond) {
+			return p.ctx.Err()
+		}
+	}
+	return nil
 }
 
 // await waits until is true, looking again at every change.
@@ -356,6 +367,9 @@ func (p *play) reconnect() error {
 	if err := c.await(p.ctx, "a new connection", func() bool {
 		return c.Phase() == fivetuple.PhaseConnected && c.Tuple() != before
 	}); err != nil {
+		return err
+	}
+	if err := p.awaitServed(len(p.clients)); err != nil {
 		return err
 	}
 	p.say("%s is gone; after %s the client is back", before.Local, stats.FormatDuration(time.Since(began)))

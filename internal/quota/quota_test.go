@@ -17,13 +17,31 @@ func TestTakeLetsSoManyThroughEachSecondAndCountsTheRest(t *testing.T) {
 	if passed != 30 {
 		t.Errorf("%d passed in 2.5 s at 10 a second, want 30", passed)
 	}
-	if n := q.KeptBack(now.Add(2600 * time.Millisecond)); n != 0 {
-		t.Errorf("%d reported before the second was past", n)
+	if n := q.KeptBack(now.Add(2600 * time.Millisecond)); n != 1980 {
+		t.Errorf("%d reported of the two seconds that are past, want 1980", n)
 	}
-	if n := q.KeptBack(now.Add(3 * time.Second)); n != 2470 {
-		t.Errorf("%d kept back, want 2470", n)
+	if n := q.KeptBack(now.Add(3 * time.Second)); n != 490 {
+		t.Errorf("%d kept back in the third second, want 490", n)
 	}
 	if n := q.KeptBack(now.Add(3 * time.Second)); n != 0 {
 		t.Errorf("%d kept back twice", n)
+	}
+}
+
+func TestAFloodIsReportedWhileItLasts(t *testing.T) {
+	var q PerSecond
+	now := time.Now()
+	said := 0
+	for range 60 {
+		for range 1000 {
+			now = now.Add(time.Millisecond)
+			q.Take(now, 10)
+		}
+		if q.KeptBack(now) > 0 {
+			said++
+		}
+	}
+	if said < 58 {
+		t.Errorf("said %d times in a minute of 1000 a second", said)
 	}
 }
