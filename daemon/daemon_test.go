@@ -229,6 +229,7 @@ func TestReloadThatMovesAPortToAnotherServiceWorks(t *testing.T) {
 func TestReloadAndStopDoNotWaitForAFullService(t *testing.T) {
 	d := start(t, "services: [{name: full, listen: 0, limits: {connections: 1, per_source: off}}]", Options{})
 	c := dial(t, "tcp", d.Addresses()["full"])
+	echoes(t, c, "accepted")
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() { // busy until it is reset
 		defer close(stopped)

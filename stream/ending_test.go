@@ -8,9 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/fivetuple/fivetuple/stats"
@@ -72,30 +70,24 @@ func TestAWriteThatMovesIsNotIdle(t *testing.T) {
 }
 
 func TestDataNeverFollowsDisconnect(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		ended := make(map[uint64]bool)
-		s := &Server{Handler: Discard(), Sink: stats.SinkFunc(func(e stats.Event) {
-			mu.Lock()
-			defer mu.Unlock()
-			if e.Kind == stats.Data && ended[e.Conn] {
-				t.Errorf("Data of connection %d after its Disconnect", e.Conn)
-			}
-			ended[e.Conn] = ended[e.Conn] || e.Kind == stats.Disconnect
-		})}
-		ln := newMemListener()
-		go s.Serve(ln)
-		for i := range 50 {
-			c, _ := ln.dial(t.Context())
-			go func() {
-				c.Write([]byte("x"))
-				time.Sleep(11*time.Second + time.Duration(i%3)*time.Second/2)
-				c.Close()
-			}()
-		}
-		time.Sleep(time.Minute)
-		s.Shutdown(t.Context())
-	})
+	ev := newEvents()
+	s := &Server{Sink: ev}
+	s.SetLimits(Limits{})
+	a, b := net.Pipe()
+	defer b.Close()
+	c := newConn(s, 1, a)
+	c.moved(&c.in, 10)
+	c.reportData(0)
+	c.moved(&c.in, 10)
+	c.finish(io.ErrUnexpectedEOF)
+	c.reportData(0) // the sweeper, with a list of connections from before
+	var kinds []stats.Kind
+	for _, e := range ev.snapshot() {
+		kinds = append(kinds, e.Kind)
+	}
+	if want := []stats.Kind{stats.Data, stats.Disconnect}; !slices.Equal(kinds, want) {
+		t.Errorf("got %v, want %v", kinds, want)
+	}
 }
 
 func TestAServerThatEndsTheConnectionIsItsCause(t *testing.T) {
