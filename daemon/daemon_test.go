@@ -278,13 +278,16 @@ func TestReloadOfAUnixServiceKeepsItsPath(t *testing.T) {
 func TestReloadsAtOnceLeaveOneOfEachService(t *testing.T) {
 	d := start(t, "services: []", Options{})
 	var wg sync.WaitGroup
-	for range 4 {
+	config, begin := parse(t, "services: [{name: a, listen: 0}]"), make(chan struct{})
+	for range 50 {
 		wg.Go(func() {
-			if err := d.Reload(t.Context(), parse(t, "services: [{name: a, listen: 0}]")); err != nil {
+			<-begin
+			if err := d.Reload(t.Context(), config); err != nil {
 				t.Error(err)
 			}
 		})
 	}
+	close(begin)
 	wg.Wait()
 	if leases, err := d.Leases().List(t.Context()); err != nil || len(leases) != 1 {
 		t.Errorf("leases are %v, %v", leases, err)

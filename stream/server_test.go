@@ -621,6 +621,15 @@ func TestUnixListenerReplacesOnlyWhatNobodyListensOn(t *testing.T) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Error("closing left the file behind")
 	}
+	fourth, err := listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	third.Close() // again: its successor's file may well have its inode number
+	if _, err := os.Stat(path); err != nil {
+		t.Error("closing a listener twice removed its successor's file")
+	}
+	fourth.Close()
 	os.Mkdir(path, 0o700)
 	if _, err := listen(0); err == nil || !strings.Contains(err.Error(), "is a directory, not a socket") {
 		t.Errorf("a directory at the path: %v", err)

@@ -4,6 +4,7 @@ package demo
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/internal/lab"
+	"github.com/fivetuple/fivetuple/stream"
 )
 
 func TestMain(m *testing.M) {
@@ -69,4 +71,26 @@ func TestAViewThatIsNotAsClaimedIsAnError(t *testing.T) {
 			t.Errorf("a false claim: %v", err)
 		}
 	})
+}
+
+func TestByteCountsThatAreNotAsClaimedAreAnError(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	p := &play{page: page{w: &strings.Builder{}}, ctx: t.Context()}
+	c := &client{Client: &stream.Client{Endpoint: fivetuple.MustParseEndpoint(ln.Addr().String())}}
+	if err := c.Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, tt := range []struct {
+		sent, received int
+		want           error
+	}{{0, 0, nil}, {1, 0, ErrDisagrees}, {0, 1, ErrDisagrees}} {
+		if err := p.kernelCounted(c, "client", tt.sent, tt.received); !errors.Is(err, tt.want) {
+			t.Errorf("claiming %d bytes sent, %d received: %v, want %v", tt.sent, tt.received, err, tt.want)
+		}
+	}
 }
