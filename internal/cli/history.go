@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,8 +31,8 @@ func (a *app) history() *cobra.Command {
 		Use:   "history",
 		Short: "What happened on the sockets of ft serve",
 		Long: `Prints the events that ft serve recorded, oldest first: listen, connect, accept,
-data, disconnect, error, close. Times are local ones. The exit code is 1 if there
-are none.`,
+data, disconnect, error, close. Times are local ones; the address is the remote
+one, if there is one; -o wide shows both. The exit code is 1 if there are none.`,
 		Example: `  ft history                            the last 50 events
   ft history --since 1h --kind error    the errors of the last hour
   ft history --host 10.0.0.0/8 --limit 0 -o csv`,
@@ -196,17 +197,19 @@ func (a *app) printHistory(entries iter.Seq2[history.Entry, error]) (int, error)
 }
 
 var historyColumns = []column[history.Entry]{
+	{head: "time", slim: true, text: func(e history.Entry) string { return shortTime(e.Time, time.Now()) }},
 	{
-		head: "time", text: func(e history.Entry) string { return e.Time.Local().Format("2006-01-02 15:04:05.000") },
+		head: "time", wide: true, text: func(e history.Entry) string { return e.Time.Local().Format("2006-01-02 15:04:05.000") },
 		value: func(e history.Entry) string { return e.Time.Format(time.RFC3339Nano) },
 	},
 	{head: "kind", text: func(e history.Entry) string { return e.Kind.String() }},
 	{head: "service", text: func(e history.Entry) string { return e.Service }},
 	{head: "run", right: true, wide: true, text: func(e history.Entry) string { return fmt.Sprint(e.Run) }},
 	{head: "conn", right: true, wide: true, text: func(e history.Entry) string { return countText(e.Conn) }},
-	{head: "protocol", text: func(e history.Entry) string { return protocolText(e.Tuple.Protocol) }},
-	{head: "local", text: func(e history.Entry) string { return e.Tuple.Local.String() }},
-	{head: "remote", text: func(e history.Entry) string { return e.Tuple.Remote.String() }},
+	{head: "protocol", wide: true, text: func(e history.Entry) string { return protocolText(e.Tuple.Protocol) }},
+	{head: "address", slim: true, text: func(e history.Entry) string { return cmp.Or(e.Tuple.Remote, e.Tuple.Local).String() }},
+	{head: "local", wide: true, text: func(e history.Entry) string { return e.Tuple.Local.String() }},
+	{head: "remote", wide: true, text: func(e history.Entry) string { return e.Tuple.Remote.String() }},
 	{
 		head: "in", right: true, text: func(e history.Entry) string { return bytesText(e, e.BytesIn) },
 		key: "bytes_in", value: func(e history.Entry) string { return fmt.Sprint(e.BytesIn) },
@@ -226,6 +229,15 @@ var historyColumns = []column[history.Entry]{
 		value: func(e history.Entry) string { return e.Cause },
 	},
 	{head: "error", wide: true, text: func(e history.Entry) string { return e.Err }},
+}
+
+// shortTime leaves out the date of today.
+func shortTime(t, now time.Time) string {
+	t, now = t.Local(), now.Local()
+	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format(time.DateTime)
 }
 
 // causeText is why a connection ended, with what failed.

@@ -43,6 +43,7 @@ type column[T any] struct {
 	head  string         // of the table
 	right bool           // numbers are aligned to the right
 	wide  bool           // only in wide tables and CSV
+	slim  bool           // only in tables that are not wide: several columns in one
 	text  func(T) string // empty cells are "-" in tables
 
 	// CSV is for programs: where text is for people, these are the key, if it
@@ -85,7 +86,7 @@ func printRows[T any](a *app, name string, rows iter.Seq2[T, error], columns []c
 			w.Flush() // whoever reads gets each row at once
 		}
 	case formatCSV:
-		n, err = printCSV(w, rows, columns, isTerminal(a.out))
+		n, err = printCSV(w, rows, visible(columns, true), isTerminal(a.out))
 	default:
 		n, err = printTable(w, rows, visible(columns, a.format == formatWide), useColor(a.out))
 	}
@@ -173,10 +174,7 @@ func printCSV[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T],
 }
 
 func visible[T any](columns []column[T], wide bool) []column[T] {
-	if wide {
-		return columns
-	}
-	return slices.DeleteFunc(slices.Clone(columns), func(c column[T]) bool { return c.wide })
+	return slices.DeleteFunc(slices.Clone(columns), func(c column[T]) bool { return c.wide && !wide || c.slim && wide })
 }
 
 // printTable reads all rows first, to know how wide the columns are.

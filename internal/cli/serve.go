@@ -186,7 +186,15 @@ func (a *app) report(ctx context.Context, d *daemon.Daemon) error {
 }
 
 func (a *app) printReport(services []stats.ServiceCounters, entries []history.Entry, status lease.Status) error {
-	for _, part := range []struct {
+	if a.format == formatJSON || a.format == formatNDJSON {
+		return writeJSON(a.out, struct {
+			Schema   int                     `json:"schema"`
+			Services []stats.ServiceCounters `json:"services"`
+			Events   []history.Entry         `json:"events"`
+			Ports    []lease.Count           `json:"ports"`
+		}{schema, services, entries, status.Counts}, "\n")
+	}
+	for i, part := range []struct {
 		title string
 		print func() (int, error)
 	}{
@@ -194,18 +202,18 @@ func (a *app) printReport(services []stats.ServiceCounters, entries []history.En
 		{"Recent history", func() (int, error) { return a.printHistory(each(entries)) }},
 		{"Ports", func() (int, error) { return a.printPortStatus(status) }},
 	} {
-		if a.format == formatTable || a.format == formatWide {
+		if i > 0 {
+			fmt.Fprintln(a.out)
+		}
+		if a.format != formatCSV {
 			fmt.Fprintf(a.out, "%s\n%s\n", part.title, strings.Repeat("-", len(part.title)))
 		}
 		n, err := part.print()
 		if err != nil {
 			return err
 		}
-		if a.format == formatTable || a.format == formatWide {
-			if n == 0 {
-				fmt.Fprintln(a.out, "none")
-			}
-			fmt.Fprintln(a.out)
+		if n == 0 && a.format != formatCSV {
+			fmt.Fprintln(a.out, "none")
 		}
 	}
 	return nil

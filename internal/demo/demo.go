@@ -155,12 +155,12 @@ func (p *play) connect() (*client, error) {
 	return c, p.awaitServed(len(p.clients))
 }
 
-// awaitServed waits until the server has accepted so many connections: for the
-// kernel they are established before that.
+// awaitServed waits until the server has so many connections: the kernel knows
+// of their beginning and end before it does.
 func (p *play) awaitServed(n int) error {
 	for deadline := time.Now().Add(patience); len(p.app.Stream("tcp-echo").Conns()) != n; {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("waited %v for the server to accept %d connections", patience, n)
+			return fmt.Errorf("waited %v for the server to have %d connections", patience, n)
 		}
 		if !sleep(p.ctx, time.Millisecond) {
 			return p.ctx.Err()
@@ -407,6 +407,9 @@ func (p *play) unixClient() error {
 func (p *play) shutdown() error {
 	for _, c := range p.clients {
 		c.Close()
+	}
+	if err := p.awaitServed(0); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
