@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
@@ -54,6 +55,9 @@ type Limits struct {
 	Idle        Duration `yaml:"idle"`        // without a byte moved; default 10 minutes
 	FirstByte   Duration `yaml:"first_byte"`  // until the client sends something; default off
 	WriteQueue  Size     `yaml:"write_queue"` // waiting for one slow client; default 256 KiB
+	// Of UDP services: Connections is how many peers are tracked, default 4096,
+	// and Idle how long one is remembered, default one minute.
+	PeerRate Count `yaml:"peer_rate"` // datagrams served in a second from one peer; default off
 }
 
 // History says what is kept of the events.
@@ -186,8 +190,8 @@ func (s *Service) check() error {
 	switch {
 	case e.Network == fivetuple.NetworkNone:
 		return errors.New("has no listen: write, for example, listen: 127.0.0.1:8080")
-	case strings.ContainsFunc(s.Name, func(r rune) bool { return r < ' ' || r == 0x7f }):
-		return fmt.Errorf("the name %q has a control character", s.Name)
+	case strings.ContainsFunc(s.Name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return fmt.Errorf("the name %q has a character that does not print", s.Name)
 	case e.Network == fivetuple.TLS || e.Network == fivetuple.Vsock || e.Network == fivetuple.Stdio:
 		return fmt.Errorf("cannot listen on %s: this version serves tcp, udp, unix and seqpacket", e)
 	case e.Service == "" && e.Ports.Len() != 1:
@@ -195,12 +199,42 @@ func (s *Service) check() error {
 	case s.Mode.FileMode != 0 && !e.Network.IsUnix():
 		return errors.New("mode goes with unix:// and seqpacket:// only")
 	}
+	if err := s.Limits.check(e.Network.IsDatagram()); err != nil {
+		return err
+	}
 	kinds := stream.Kinds()
 	if e.Network.IsDatagram() {
 		kinds = datagram.Kinds()
 	}
 	if !slices.Contains(kinds, s.Kind) {
 		return fmt.Errorf("kind %q is unknown over %s: want one of %s", s.Kind, e.Network, strings.Join(kinds, ", "))
+	}
+	return nil
+}
+
+// check refuses limits that the service's kind of socket does not have.
+func (l Limits) check(datagrams bool) error {
+	var none Limits
+	for _, limit := range []struct {
+		name    string
+		set     bool
+		ofUDP   bool
+		ofOther bool
+	}{
+		{"per_source", l.PerSource != none.PerSource, false, true},
+		{"accept_rate", l.AcceptRate != none.AcceptRate, false, true},
+		{"first_byte", l.FirstByte != none.FirstByte, false, true},
+		{"write_queue", l.WriteQueue != none.WriteQueue, false, true},
+		{"peer_rate", l.PeerRate != none.PeerRate, true, false},
+		{"connections: off", l.Connections.isOff(), false, true},
+		{"idle: off", l.Idle.isOff(), false, true},
+	} {
+		switch {
+		case limit.set && datagrams && !limit.ofUDP:
+			return fmt.Errorf("limit %s is not for UDP: use connections, idle and peer_rate", limit.name)
+		case limit.set && !datagrams && !limit.ofOther:
+			return fmt.Errorf("limit %s is for UDP alone", limit.name)
+		}
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ services:
     allow: [10.0.0.0/8, "::1"]
     deny: [10.1.0.0/16]
   - listen: udp://7001
+    limits: {connections: 10, idle: 5s, peer_rate: 7}
   - listen: unix:///run/x.sock
     kind: daytime
     mode: "0660"
@@ -48,6 +49,9 @@ func TestParseConfigReadsEverySetting(t *testing.T) {
 	}
 	if udp := c.Services[1]; udp.Kind != "echo" || udp.Name != "echo-udp://7001" {
 		t.Errorf("defaults of the second are %+v", udp)
+	}
+	if l := datagramLimits(c.Services[1]); l.MaxPeers != 10 || l.PeerTimeout != 5*time.Second || l.PeerRate != 7 {
+		t.Errorf("limits of the second are %+v", l)
 	}
 	if unix := c.Services[2]; unix.Mode.FileMode != 0o660 || unix.Name != "daytime-unix:///run/x.sock" {
 		t.Errorf("the third is %+v", unix)
@@ -83,7 +87,10 @@ func TestParseConfigNamesTheLineAndTheRemedy(t *testing.T) {
 		{"a scalar for a list", "services: 8080\n", "line 1: a value of another kind is needed here"},
 		{"two documents", "drain: 1s\n---\ndrain: 2s\n", "more than one YAML document"},
 		{"no YAML", "services: [\n", "line"},
-		{"a control character", "services:\n  - {name: \"a\\nb\", listen: 1}\n", "control character"},
+		{"a control character", "services:\n  - {name: \"a\\u009bb\", listen: 1}\n", "does not print"},
+		{"a stream's limit for UDP", "services:\n  - {listen: 'udp://1', limits: {first_byte: 1s}}\n", "limit first_byte is not for UDP"},
+		{"no limit for UDP", "services:\n  - {listen: 'udp://1', limits: {idle: off}}\n", "limit idle: off is not for UDP"},
+		{"UDP's limit for a stream", "services:\n  - {listen: 1, limits: {peer_rate: 1}}\n", "limit peer_rate is for UDP alone"},
 	} {
 		_, err := ParseConfig([]byte(tt.in))
 		if err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fivetuple/fivetuple/history"
@@ -36,7 +37,8 @@ type Daemon struct {
 
 	mu       sync.Mutex
 	config   Config
-	running  map[string]*running // by service name
+	running  map[string]*running       // by service name
+	ids      map[string]*atomic.Uint64 // of connections, by service name: they go on after a reload
 	draining sync.WaitGroup
 }
 
@@ -60,7 +62,7 @@ func Start(ctx context.Context, c Config, o Options) (*Daemon, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	d := &Daemon{log: o.Log, leases: o.Leases, running: make(map[string]*running)}
+	d := &Daemon{log: o.Log, leases: o.Leases, running: make(map[string]*running), ids: make(map[string]*atomic.Uint64)}
 	d.now, d.reset = context.WithCancel(context.Background())
 	if d.log == nil {
 		d.log = slog.Default()
@@ -117,6 +119,16 @@ func (d *Daemon) openHistory(ctx context.Context, h History, path string) error 
 	}
 	d.history = db
 	return nil
+}
+
+// idsOf is where the connection ids of a service come from.
+func (d *Daemon) idsOf(service string) *atomic.Uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ids[service] == nil {
+		d.ids[service] = new(atomic.Uint64)
+	}
+	return d.ids[service]
 }
 
 // start starts one service and enters it among those running.

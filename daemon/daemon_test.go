@@ -294,6 +294,33 @@ func TestReloadsAtOnceLeaveOneOfEachService(t *testing.T) {
 	}
 }
 
+func TestConnectionIdsGoOnAfterAReload(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "history.db")
+	d := start(t, "services: [{name: a, listen: 0}]", Options{HistoryPath: path})
+	for _, kind := range []string{"echo", "discard", "echo"} {
+		if err := d.Reload(t.Context(), parse(t, "services: [{name: a, listen: 0, kind: "+kind+"}]")); err != nil {
+			t.Fatal(err)
+		}
+		c := dial(t, "tcp", d.Addresses()["a"])
+		io.WriteString(c, "1234567890")
+		c.(*net.TCPConn).CloseWrite()
+		io.ReadAll(c)
+	}
+	d.Stop(t.Context())
+	if err := d.Reload(t.Context(), Config{}); !errors.Is(err, ErrStopped) {
+		t.Errorf("Reload after Stop: %v", err)
+	}
+	db, err := history.OpenReadOnly(t.Context(), path, history.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	totals, err := db.Totals(t.Context(), history.Query{Services: []string{"a"}})
+	if err != nil || len(totals) != 1 || totals[0].Connections != 3 || totals[0].BytesIn != 30 || totals[0].BytesOut != 20 {
+		t.Errorf("the history's totals are %+v, %v; want 3 connections, 30 bytes in, 20 out", totals, err)
+	}
+}
+
 func TestReloadReportsWhatFailsAndDoesTheRest(t *testing.T) {
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {

@@ -41,9 +41,9 @@ func (d *Daemon) open(ctx context.Context, s Service) (*running, error) {
 	r := &running{config: s, served: make(chan struct{})}
 	var start func()
 	if e.Network.IsDatagram() {
-		start, err = r.prepareDatagram(d.sink, s)
+		start, err = r.prepareDatagram(d, s)
 	} else {
-		start, err = r.prepareStream(d.sink, s)
+		start, err = r.prepareStream(d, s)
 	}
 	if err != nil {
 		return nil, err
@@ -151,21 +151,21 @@ func (r *running) options() sockopt.Settings {
 	return all
 }
 
-func (r *running) prepareStream(sink stats.Sink, s Service) (start func(), err error) {
+func (r *running) prepareStream(d *Daemon, s Service) (start func(), err error) {
 	h, err := stream.NewHandler(s.Kind)
 	if err != nil {
 		return nil, err
 	}
-	r.stream = &stream.Server{Service: s.Name, Handler: h, Sink: sink, Options: r.options(), Limits: streamLimits(s)}
+	r.stream = &stream.Server{Service: s.Name, Handler: h, Sink: d.sink, IDs: d.idsOf(s.Name), Options: r.options(), Limits: streamLimits(s)}
 	return func() { r.stream.Serve(r.socket.(net.Listener)) }, nil
 }
 
-func (r *running) prepareDatagram(sink stats.Sink, s Service) (start func(), err error) {
+func (r *running) prepareDatagram(d *Daemon, s Service) (start func(), err error) {
 	h, err := datagram.NewHandler(s.Kind)
 	if err != nil {
 		return nil, err
 	}
-	r.datagram = &datagram.Server{Service: s.Name, Handler: h, Sink: sink, Limits: datagramLimits(s)}
+	r.datagram = &datagram.Server{Service: s.Name, Handler: h, Sink: d.sink, Limits: datagramLimits(s)}
 	return func() { r.datagram.Serve(r.socket.(*datagram.Conn)) }, nil
 }
 
@@ -210,11 +210,10 @@ func streamLimits(s Service) stream.Limits {
 }
 
 func datagramLimits(s Service) datagram.Limits {
-	l := datagram.Limits{Allow: prefixes(s.Allow), Deny: prefixes(s.Deny), MaxPeers: orDefault(s.Limits.Connections, 0)}
-	if !s.Limits.Idle.isOff() {
-		l.PeerTimeout = s.Limits.Idle.Duration
+	return datagram.Limits{
+		MaxPeers: s.Limits.Connections.N, PeerTimeout: s.Limits.Idle.Duration, PeerRate: orDefault(s.Limits.PeerRate, 0),
+		Allow: prefixes(s.Allow), Deny: prefixes(s.Deny),
 	}
-	return l
 }
 
 // orDefault is the count given, def if none is, and 0 if it is off.

@@ -86,7 +86,7 @@ func newConn(s *Server, id uint64, nc net.Conn) *Conn {
 	return c
 }
 
-// ID is the connection's number in its server, counted from 1 and never used again.
+// ID is the connection's number, which its server never uses again.
 func (c *Conn) ID() uint64 { return c.id }
 
 // Tuple names the connection; Local is this side.

@@ -53,14 +53,17 @@ var ErrServerClosed = errors.New("server closed")
 // Server serves the connections of any number of listeners with one handler.
 // Set the fields before the first call of Serve; limits can change later.
 type Server struct {
-	Service string           // its name in events
-	Handler Handler          // required
-	Sink    stats.Sink       // where events go; nil discards them
-	Limits  Limits           // what it takes on; SetLimits changes them while it serves
+	Service string     // its name in events
+	Handler Handler    // required
+	Sink    stats.Sink // where events go; nil discards them
+	Limits  Limits     // what it takes on; SetLimits changes them while it serves
+	// IDs is where connection ids come from: servers that follow each other under
+	// one Service share it. nil counts from 1.
+	IDs     *atomic.Uint64
 	Options sockopt.Settings // set on every accepted connection where the listener's do not carry over
 
 	limits atomic.Pointer[Limits]
-	nextID atomic.Uint64
+	ids    atomic.Uint64 // if IDs is nil
 
 	mu        sync.Mutex
 	closed    bool
@@ -175,7 +178,7 @@ func protocolOf(a net.Addr) fivetuple.Network {
 // start runs the handler on an accepted connection, or resets the connection
 // if the limits forbid it.
 func (s *Server) start(nc net.Conn) {
-	c := newConn(s, s.nextID.Add(1), nc)
+	c := newConn(s, s.nextID(), nc)
 	err := s.admit(c)
 	for err == errFull && s.waitForSlot() { // another listener took the slot
 		err = s.admit(c)
@@ -187,6 +190,13 @@ func (s *Server) start(nc net.Conn) {
 	}
 	s.record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id})
 	go s.serveConn(c)
+}
+
+func (s *Server) nextID() uint64 {
+	if s.IDs != nil {
+		return s.IDs.Add(1)
+	}
+	return s.ids.Add(1)
 }
 
 func (s *Server) serveConn(c *Conn) {
