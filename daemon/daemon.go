@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,10 @@ type Daemon struct {
 	running  map[string]*running       // by service name
 	ids      map[string]*atomic.Uint64 // of connections, by service name: they go on after a reload
 	draining sync.WaitGroup
+
+	// udpPorts are those of the services: what comes from one is not answered, as
+	// two echo services would go on for ever after one forged datagram.
+	udpPorts sync.Map // of uint16
 }
 
 // ErrStopped is what Reload answers after Stop.
@@ -129,6 +134,13 @@ func (d *Daemon) idsOf(service string) *atomic.Uint64 {
 		d.ids[service] = new(atomic.Uint64)
 	}
 	return d.ids[service]
+}
+
+// isOwnUDP says whether a datagram may come from a UDP service of this
+// configuration, on this host or on another.
+func (d *Daemon) isOwnUDP(from netip.AddrPort) bool {
+	_, ok := d.udpPorts.Load(from.Port())
+	return ok
 }
 
 // start starts one service and enters it among those running.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -292,6 +293,23 @@ func TestReloadsAtOnceLeaveOneOfEachService(t *testing.T) {
 	if leases, err := d.Leases().List(t.Context()); err != nil || len(leases) != 1 {
 		t.Errorf("leases are %v, %v", leases, err)
 	}
+}
+
+func TestUDPServicesDoNotAnswerEachOther(t *testing.T) {
+	d := start(t, "services: [{name: a, listen: 'udp://0'}, {name: b, listen: 'udp://0'}]", Options{})
+	for name, at := range d.Addresses() {
+		if from := netip.MustParseAddrPort(at); !d.isOwnUDP(from) {
+			t.Errorf("%s at %s is not known as a service", name, at)
+		}
+		echoes(t, dial(t, "udp", at), "a client is answered")
+	}
+	if err := d.Reload(t.Context(), Config{}); err != nil {
+		t.Fatal(err)
+	}
+	d.udpPorts.Range(func(port, _ any) bool {
+		t.Errorf("port %v is still known after its service has gone", port)
+		return true
+	})
 }
 
 func TestConnectionIdsGoOnAfterAReload(t *testing.T) {

@@ -56,6 +56,9 @@ func (d *Daemon) open(ctx context.Context, s Service) (*running, error) {
 	if err != nil {
 		return nil, table.ExplainInUse(ctx, err, e)
 	}
+	if p := r.udpPort(); p != 0 {
+		d.udpPorts.Store(p, true)
+	}
 	go func() {
 		defer close(r.served)
 		start()
@@ -115,6 +118,14 @@ func (r *running) leaseAndListen(ctx context.Context, leases lease.Registry, e f
 	return nil
 }
 
+// udpPort is the port of a UDP service, 0 of another.
+func (r *running) udpPort() uint16 {
+	if r.datagram == nil {
+		return 0
+	}
+	return fivetuple.ParseAddress(r.address).AddrPort.Port()
+}
+
 // reusesPort says whether the service's options share the port with others.
 func (r *running) reusesPort() bool {
 	for _, o := range r.config.Options {
@@ -165,7 +176,7 @@ func (r *running) prepareDatagram(d *Daemon, s Service) (start func(), err error
 	if err != nil {
 		return nil, err
 	}
-	r.datagram = &datagram.Server{Service: s.Name, Handler: h, Sink: d.sink, Limits: datagramLimits(s)}
+	r.datagram = &datagram.Server{Service: s.Name, Handler: h, Sink: d.sink, IDs: d.idsOf(s.Name), Suspects: d.isOwnUDP, Limits: datagramLimits(s)}
 	return func() { r.datagram.Serve(r.socket.(*datagram.Conn)) }, nil
 }
 
@@ -238,6 +249,9 @@ func prefixes(list []Prefix) []netip.Prefix {
 // release gives the port back, once the service has stopped listening.
 func (r *running) release(d *Daemon) {
 	<-r.served
+	if p := r.udpPort(); p != 0 {
+		d.udpPorts.Delete(p)
+	}
 	if r.lease == nil {
 		return
 	}

@@ -38,28 +38,32 @@ type Client struct {
 	mu     sync.Mutex
 	conn   *Conn // nil before Connect
 	errors quota.PerSecond
-	cancel context.CancelFunc
-	done   chan struct{} // closed when the client is at its end
+	cancel context.CancelFunc // nil before Connect, and after one that failed
+	done   chan struct{}      // closed when the client is at its end
 
 	bytesIn, bytesOut, packetsIn, packetsOut atomic.Uint64
 }
 
-// Connect opens the socket. The client then receives until Close or the end of ctx.
+// Connect opens the socket. The client then receives until Close or the end of
+// ctx. If it fails it can be called again; once it has succeeded it cannot.
 func (c *Client) Connect(ctx context.Context) error {
 	c.mu.Lock()
-	if c.done != nil {
+	if c.cancel != nil {
 		c.mu.Unlock()
 		return errors.New("connect: the client is in use already")
 	}
-	ctx, c.cancel = context.WithCancel(ctx)
-	c.done = make(chan struct{})
+	ctx, cancel := context.WithCancel(ctx)
+	c.cancel, c.done = cancel, make(chan struct{})
 	c.mu.Unlock()
 
 	conn, err := Dial(ctx, c.Endpoint, c.Options)
 	if err != nil {
 		c.record(stats.Event{Kind: stats.Error, Tuple: c.target(), Err: err.Error()})
-		c.cancel()
+		cancel()
+		c.mu.Lock()
 		close(c.done)
+		c.cancel = nil
+		c.mu.Unlock()
 		return err
 	}
 	c.mu.Lock()

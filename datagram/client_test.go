@@ -161,6 +161,17 @@ func TestConnectFails(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
+	c.Endpoint = parse(t, udp(listen(t, "udp://127.0.0.1:0")))
+	if err := c.Connect(t.Context()); err != nil {
+		t.Errorf("connect again: %v", err)
+	}
+	if err := c.Send([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	next(t, "end", c.Done())
 }
 
 func TestICMPErrorText(t *testing.T) {

@@ -20,7 +20,8 @@ var ErrTruncated = errors.New("datagram truncated")
 type Conn struct {
 	*net.UDPConn
 	local     fivetuple.Address
-	v6        bool              // an AF_INET6 socket, perhaps dual-stack
+	v6        bool // an AF_INET6 socket, dual-stack unless v6only
+	v6only    bool
 	remote    fivetuple.Address // where Send sends to, zero if not dialed
 	connected bool              // connect(2) was called with remote
 }
@@ -88,7 +89,7 @@ func (c *Conn) sendFrom(b []byte, to netip.AddrPort, r route, control []byte) er
 
 // reaches says whether the socket's family can send to an address.
 func (c *Conn) reaches(a netip.Addr) bool {
-	return a.Is4() != c.v6 || a.Is4() && c.local.AddrPort.Addr().IsUnspecified()
+	return a.Is4() != c.v6 || a.Is4() && !c.v6only && c.local.AddrPort.Addr().IsUnspecified()
 }
 
 // failed makes an error of the socket clear. ICMP errors are taken from the

@@ -1,6 +1,7 @@
 package datagram
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 )
 
 // Kinds lists the names of the built-in handlers.
@@ -46,18 +48,19 @@ func answering(f HandlerFunc) Handler {
 }
 
 // mayLoop says whether the source of a packet may be a server that answers
-// whatever it gets: a small service (RFC 862-865, 867), this server itself, or
-// one like it on another host. Ports from 32768 on are given to clients too,
-// and there only the server itself is suspected.
+// whatever it gets: a small service (RFC 862-865, 867); this server itself by
+// any of the host's addresses, or one like it on another host, which both have
+// its port; or whom [Server.Suspects] names. A client whose system happens to
+// give it the server's port is not answered either: it is to take another.
+// Servers on different ports that know nothing of each other, as on two hosts,
+// are not seen: [Limits.PeerRate] is what bounds them.
 func mayLoop(p *Packet) bool {
-	from, to := p.From.AddrPort, p.To.AddrPort
+	from := p.From.AddrPort
 	switch from.Port() {
-	case 7, 13, 17, 19:
+	case 7, 13, 17, 19, p.To.AddrPort.Port():
 		return true
-	case to.Port():
-		return to.Port() < 32768 || from.Addr() == to.Addr()
 	}
-	return false
+	return p.server != nil && p.server.Suspects != nil && p.server.Suspects(from)
 }
 
 // Echo sends back what arrives: RFC 862.
@@ -103,9 +106,11 @@ func Daytime() Handler {
 const maxChatLine = 4096
 
 // Chat hands every line to all peers of the server, with the sender's id
-// before it. "/to ID text" goes to one, "/who" lists the ids, "/quit" leaves;
-// so does who is silent for the peer timeout. Every line is sent to every
-// peer and sources can be forged: this is for a network of friends.
+// before it and without control characters. "/to ID text" goes to one, "/who"
+// lists the ids, "/quit" leaves; so does who is silent for the peer timeout.
+// One datagram is one line: what follows the first line feed is ignored. Every
+// line is sent to every peer and sources can be forged: this is for a network
+// of friends.
 func Chat() Handler {
 	return answering(func(p *Packet) error {
 		if p.Peer() == 0 {
@@ -116,27 +121,27 @@ func Chat() Handler {
 				return err
 			}
 		}
-		for line := range strings.Lines(string(p.Data)) {
-			if len(line) > maxChatLine {
-				return fmt.Errorf("a line of over %d bytes", maxChatLine)
-			}
-			line = strings.TrimRight(line, "\r\n")
-			if line == "/quit" {
-				p.server.forget(p.peer, causeLeft)
-				return nil
-			}
-			if err := chatLine(p, line); err != nil {
-				return err
-			}
+		line, _, _ := bytes.Cut(p.Data, []byte("\n"))
+		if len(line) > maxChatLine {
+			return fmt.Errorf("a line of over %d bytes", maxChatLine)
 		}
-		return nil
+		return chatLine(p, line)
 	})
 }
 
-func chatLine(p *Packet, line string) error {
+func chatLine(p *Packet, b []byte) error {
+	line := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\t' {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(string(b), ""))
 	command, rest, _ := strings.Cut(line, " ")
 	switch command {
 	case "":
+		return nil
+	case "/quit":
+		p.server.forget(p.peer, causeLeft)
 		return nil
 	case "/who":
 		var ids []uint64

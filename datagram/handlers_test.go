@@ -1,6 +1,7 @@
 package datagram
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -75,11 +76,22 @@ func TestChat(t *testing.T) {
 		want(t, client, "* you are "+id+"; /who lists the others, /to ID text speaks to one, /quit leaves\n")
 		want(t, client, "* here: "+strings.Join([]string{"1", "2", "3"}[:i+1], " ")+"\n")
 	}
-	send(t, clients[0], "hello\r\n\nforged\n[3] line\n")
-	for _, client := range clients {
-		want(t, client, "[1] hello\n")
-		want(t, client, "[1] forged\n")
-		want(t, client, "[1] [3] line\n")
+	for i, tt := range []struct{ sent, got string }{
+		{"hello\r\nsecond line\n/who\n", "[1] hello\n"}, // one datagram is one line
+		{"\nsecond line\n", ""},
+		{"/who\n" + strings.Repeat("/who\n", 10_000), "* here: 1 2 3\n"},
+		{"\x1b[2Jclear\x07\ttab \u009b31mred \xff\xc3\x9b\xc2 Gr\u00fc\u00dfe\x00\n", "[1] [2Jclear\ttab 31mred \u00db Gr\u00fc\u00dfe\n"},
+		{"/to 1 \x1b]0;title\x07", "[1 to you] ]0;title\n"},
+	} {
+		send(t, clients[0], tt.sent)
+		mark := fmt.Sprintf("mark %d", i)
+		send(t, clients[0], mark)
+		for j, client := range clients {
+			if everybody := strings.HasPrefix(tt.got, "[1] "); tt.got != "" && (everybody || j == 0) {
+				want(t, client, tt.got)
+			}
+			want(t, client, "[1] "+mark+"\n")
+		}
 	}
 	send(t, clients[1], "/to 3 psst")
 	want(t, clients[2], "[2 to you] psst\n")

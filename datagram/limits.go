@@ -10,7 +10,10 @@ import (
 )
 
 // Limits bound what a server takes on. The sources of datagrams can be forged,
-// so nothing here lets one source lock out another by its number of datagrams.
+// and one host has many ports: a flood from ever new ones uses up NewPeers. It
+// does not lock out a peer that keeps sending. Newcomers are still served then,
+// unless PeerRate is set or the handler wants to know its peers, as [Chat] does:
+// there a flood locks them out while it lasts.
 type Limits struct {
 	// MaxPeers is how many peers are tracked at once; a further one displaces
 	// the one not heard from for the longest. Default 4096.
@@ -23,7 +26,8 @@ type Limits struct {
 	NewPeers int
 	// PeerRate is how many datagrams are served in a second from one peer; the
 	// rest is dropped, and so is, once it is set, what comes from those that
-	// are not tracked. Default 0, no limit.
+	// are not tracked. It also bounds the loop that a forged source starts between
+	// answering servers that do not know of each other. Default 0, no limit.
 	PeerRate int
 	// Allow, if not empty, lists the only sources that are served; Deny lists
 	// sources that are not. The longest matching prefix of both decides, Deny
@@ -64,17 +68,18 @@ func (s *Server) admit(p *Packet, now time.Time) (refused string) {
 		return "source not allowed"
 	}
 	tuple := p.Tuple()
-	var evicted []*peer
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	known := s.peers.byTuple[tuple]
 	isNew := known == nil && s.newPeers.Take(now, l.newPeers())
 	if isNew {
 		for len(s.peers.byTuple) >= l.maxPeers() {
 			oldest := s.peers.oldest()
 			s.peers.drop(oldest)
-			evicted = append(evicted, oldest)
+			s.recordGone(oldest, causeEvicted)
 		}
-		known = s.peers.add(tuple, now)
+		known = s.peers.add(s.nextID(), tuple, now)
+		s.record(stats.Event{Time: now, Kind: stats.Accept, Tuple: tuple, Conn: known.id})
 	}
 	switch {
 	case known == nil && l.PeerRate > 0:
@@ -85,14 +90,6 @@ func (s *Server) admit(p *Packet, now time.Time) (refused string) {
 	if known != nil {
 		s.peers.heard(known, p, now)
 	}
-	s.mu.Unlock()
-
 	p.peer, p.isNew = known, isNew
-	for _, e := range evicted {
-		s.recordGone(e, causeEvicted)
-	}
-	if isNew {
-		s.record(stats.Event{Time: now, Kind: stats.Accept, Tuple: tuple, Conn: known.id})
-	}
 	return refused
 }

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,14 +68,24 @@ func TestFloodOfForgedSourcesIsBounded(t *testing.T) {
 }
 
 func TestBusyPeerOutlivesAFlood(t *testing.T) {
-	s, _, admit := offlineServer(t, Limits{NewPeers: 10, MaxPeers: 20})
+	s, _, admit := offlineServer(t, Limits{NewPeers: 10, MaxPeers: 20, PeerRate: 100})
 	now := time.Unix(1000, 0)
+	refused := 0
 	for i := range 1000 {
-		admit(0, now)
-		admit(i+1, now)
+		if refused := admit(0, now); refused != "" {
+			t.Fatalf("datagram %d of the busy peer: refused %q", i, refused)
+		}
+		for j := range 3 {
+			if admit(3*i+j+1, now) != "" {
+				refused++
+			}
+		}
 		now = now.Add(time.Second / 10)
 	}
-	if got := s.Peers()[1]; got.ID != 1 || got.PacketsIn != 1000 {
+	if refused == 0 {
+		t.Error("all newcomers were served: that is no flood")
+	}
+	if got := s.Peers(); !slices.ContainsFunc(got, func(p Peer) bool { return p.ID == 1 && p.PacketsIn == 1000 }) {
 		t.Errorf("got %+v, want the first peer with 1000 datagrams", got)
 	}
 }
@@ -170,10 +182,13 @@ func TestMayLoop(t *testing.T) {
 		{"10.0.0.2:8081", "10.0.0.2:8081", true},
 		{"10.0.0.1:8081", "10.0.0.2:8081", true}, // a server like this one
 		{"10.0.0.2:40000", "10.0.0.2:40000", true},
-		{"10.0.0.1:40000", "10.0.0.2:40000", false}, // a client that was given the same port
+		{"10.0.0.1:40000", "10.0.0.2:40000", true}, // perhaps another address of the same host
 		{"[::1]:7", "[::1]:8081", true},
+		{"10.0.0.1:8082", "10.0.0.2:8081", false},
+		{"10.0.0.1:8083", "10.0.0.2:8081", true}, // suspected by the server
 	} {
-		p := &Packet{From: fivetuple.ParseAddress(tt.from), To: fivetuple.ParseAddress(tt.to)}
+		s := &Server{Suspects: func(from netip.AddrPort) bool { return from == netip.MustParseAddrPort("10.0.0.1:8083") }}
+		p := &Packet{server: s, From: fivetuple.ParseAddress(tt.from), To: fivetuple.ParseAddress(tt.to)}
 		if got := mayLoop(p); got != tt.want {
 			t.Errorf("from %s to %s: got %v, want %v", tt.from, tt.to, got, tt.want)
 		}
@@ -193,5 +208,82 @@ func TestEchoServersDoNotTalkToEachOther(t *testing.T) {
 	}
 	if got := s.Peers()[0].PacketsOut; got != 0 {
 		t.Errorf("sent %d datagrams to port 7, want none", got)
+	}
+}
+
+// The server's own socket plays the forger: it sends from its port, and from
+// another address of the host.
+func TestServerDoesNotTalkToItself(t *testing.T) {
+	s := &Server{Handler: Echo(), Sink: newEvents()}
+	c := serve(t, s, "udp4://*:0")
+	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), c.local.AddrPort.Port())
+	var control [controlOut]byte
+	if err := c.sendFrom([]byte("ping"), to, route{source: netip.MustParseAddr("127.0.0.2")}, control[:]); err != nil {
+		t.Fatal(err)
+	}
+	e := s.Sink.(*events).wait(t, stats.Error, 1)[0]
+	if !strings.Contains(e.Err, "not answered") || e.Tuple.Remote.AddrPort != netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), to.Port()) {
+		t.Errorf("got %+v", e)
+	}
+	if got := s.Peers(); len(got) != 1 || got[0].PacketsIn != 1 || got[0].PacketsOut != 0 {
+		t.Errorf("got %+v, want one peer and no answer", got)
+	}
+}
+
+func TestServersThatKnowOfEachOtherDoNotTalk(t *testing.T) {
+	a, b := listen(t, "udp4://*:0"), listen(t, "udp://127.0.0.1:0")
+	ours := func(from netip.AddrPort) bool {
+		return from.Port() == a.local.AddrPort.Port() || from.Port() == b.local.AddrPort.Port()
+	}
+	s := &Server{Handler: Echo(), Sink: newEvents(), Suspects: ours}
+	serveOn(t, s, a)
+	serveOn(t, &Server{Handler: Echo(), Suspects: ours}, b)
+	if err := b.SendTo(fivetuple.ParseAddress(fmt.Sprintf("127.0.0.1:%d", a.local.AddrPort.Port())), []byte("ping")); err != nil {
+		t.Fatal(err)
+	}
+	if e := s.Sink.(*events).wait(t, stats.Error, 1)[0]; !strings.Contains(e.Err, "not answered") || e.Tuple.Remote != b.local {
+		t.Errorf("got %+v", e)
+	}
+	if got := s.Peers(); len(got) != 1 || got[0].PacketsIn != 1 || got[0].PacketsOut != 0 {
+		t.Errorf("got %+v, want one peer and no answer", got)
+	}
+}
+
+// Two sockets evict each other's peers while a third party reports all: of each
+// peer the events must come as Accept, any Data, Disconnect.
+func TestEventsOfAPeerComeInOrder(t *testing.T) {
+	const rounds = 20_000
+	s, sink, admit := offlineServer(t, Limits{MaxPeers: 1, NewPeers: 2 * rounds, PeerTimeout: time.Hour})
+	s.Sink = stats.SinkFunc(func(e stats.Event) {
+		runtime.Gosched() // who holds no lock lets others pass
+		sink.Record(e)
+	})
+	var ends sync.WaitGroup
+	for socket := range 2 {
+		ends.Go(func() {
+			for i := range rounds {
+				admit(2*i+socket, time.Unix(1000, 0))
+			}
+		})
+	}
+	ends.Go(func() {
+		for range rounds {
+			s.review(time.Unix(1010, 0))
+		}
+	})
+	ends.Wait()
+	if got := len(sink.of(stats.Data)); got == 0 {
+		t.Fatal("no Data events")
+	}
+	last := map[uint64]stats.Kind{}
+	for _, e := range sink.list {
+		before, known := last[e.Conn]
+		if known == (e.Kind == stats.Accept) || before == stats.Disconnect {
+			t.Fatalf("%v of peer %d after %v", e.Kind, e.Conn, before)
+		}
+		last[e.Conn] = e.Kind
+	}
+	if len(last) != 2*rounds {
+		t.Errorf("%d peers, want %d", len(last), 2*rounds)
 	}
 }

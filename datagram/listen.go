@@ -40,7 +40,14 @@ func (lc ListenConfig) Listen(ctx context.Context, e fivetuple.Endpoint) (*Conn,
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", e, err)
 	}
-	return newConn(pc.(*net.UDPConn)), nil
+	c := newConn(pc.(*net.UDPConn))
+	c.v6only = e.Network == fivetuple.UDP6
+	for _, set := range lc.Options {
+		if set.Option().Name == "v6only" {
+			c.v6only = set.Int() != 0
+		}
+	}
+	return c, nil
 }
 
 // Dial opens a socket that sends to a UDP endpoint, its service name resolved.

@@ -14,7 +14,7 @@ import (
 
 // Peer is a remote end that a server has heard from lately, and its totals.
 type Peer struct {
-	ID                    uint64          // counted from 1, never used again
+	ID                    uint64          // never used again by its server
 	Tuple                 fivetuple.Tuple // Local is the address it wrote to
 	Since, Seen           time.Time       // its first and its latest datagram
 	BytesIn, BytesOut     uint64
@@ -35,26 +35,26 @@ type peer struct {
 	since time.Time
 
 	// Guarded by the server's mutex.
-	seen              time.Time
-	conn              *Conn // the socket and the route of its latest datagram
-	route             route
-	bytesIn           uint64
-	packetsIn         uint64
-	rate              quota.PerSecond
-	reportedAt        time.Time
-	reported          uint64
-	element           *list.Element
-	bytesOut, packets atomic.Uint64 // sent to it
+	seen                 time.Time
+	conn                 *Conn // the socket and the route of its latest datagram
+	route                route
+	bytesIn              uint64
+	packetsIn            uint64
+	rate                 quota.PerSecond
+	reportedAt           time.Time
+	reported             uint64
+	element              *list.Element
+	bytesOut, packetsOut atomic.Uint64 // sent to it
 }
 
 func (p *peer) sent(n int) {
 	p.bytesOut.Add(uint64(n))
-	p.packets.Add(1)
+	p.packetsOut.Add(1)
 }
 
 func (p *peer) snapshot() Peer {
 	return Peer{ID: p.id, Tuple: p.tuple, Since: p.since, Seen: p.seen, BytesIn: p.bytesIn, BytesOut: p.bytesOut.Load(),
-		PacketsIn: p.packetsIn, PacketsOut: p.packets.Load()}
+		PacketsIn: p.packetsIn, PacketsOut: p.packetsOut.Load()}
 }
 
 // peerTable holds the peers by tuple and in the order they were heard from. It
@@ -62,15 +62,13 @@ func (p *peer) snapshot() Peer {
 type peerTable struct {
 	byTuple map[fivetuple.Tuple]*peer
 	recent  list.List // of *peer, the one heard from last at the front
-	lastID  uint64
 }
 
 func (t *peerTable) init() { t.byTuple = make(map[fivetuple.Tuple]*peer) }
 
 // add makes a peer of the sender of a packet.
-func (t *peerTable) add(tuple fivetuple.Tuple, now time.Time) *peer {
-	t.lastID++
-	p := &peer{id: t.lastID, tuple: tuple, since: now, reportedAt: now}
+func (t *peerTable) add(id uint64, tuple fivetuple.Tuple, now time.Time) *peer {
+	p := &peer{id: id, tuple: tuple, since: now, reportedAt: now}
 	p.element = t.recent.PushFront(p)
 	t.byTuple[tuple] = p
 	return p
@@ -157,13 +155,14 @@ func (s *Server) targets(want func(*peer) bool) (list []target) {
 // forget ends a peer before its time.
 func (s *Server) forget(p *peer, cause string) {
 	s.mu.Lock()
-	known := s.peers.drop(p)
-	s.mu.Unlock()
-	if known {
+	defer s.mu.Unlock()
+	if s.peers.drop(p) {
 		s.recordGone(p, cause)
 	}
 }
 
+// recordGone records the end of a peer. Like all events of peers it is recorded
+// by whoever holds the server's mutex, so that none comes after the end.
 func (s *Server) recordGone(p *peer, cause string) {
 	e := p.event(stats.Disconnect)
 	e.Cause, e.Duration = cause, p.seen.Sub(p.since)
@@ -176,8 +175,7 @@ func (p *peer) event(kind stats.Kind) stats.Event {
 		PacketsIn: now.PacketsIn, PacketsOut: now.PacketsOut}
 }
 
-// sweep forgets the peers that have been silent too long, reports the totals
-// of those that stay long, and says what the quotas kept back.
+// sweep looks after the peers from time to time, and says what the quotas kept back.
 func (s *Server) sweep() {
 	for {
 		t := time.NewTimer(min(time.Second, max(s.limits.Load().peerTimeout()/8, 5*time.Millisecond)))
@@ -188,17 +186,21 @@ func (s *Server) sweep() {
 		case <-t.C:
 		}
 		now := time.Now()
-		s.mu.Lock()
-		gone := s.peers.expire(now.Add(-s.limits.Load().peerTimeout()))
-		events := s.peers.report(now)
-		s.mu.Unlock()
-		for _, p := range gone {
-			s.recordGone(p, causeIdle)
-		}
-		for _, e := range events {
-			s.record(e)
-		}
+		s.review(now)
 		s.recordKeptBack(now)
+	}
+}
+
+// review forgets the peers that have been silent too long, and reports the
+// totals of those that stay long.
+func (s *Server) review(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peers.expire(now.Add(-s.limits.Load().peerTimeout())) {
+		s.recordGone(p, causeIdle)
+	}
+	for _, e := range s.peers.report(now) {
+		s.record(e)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -56,12 +57,26 @@ const maxErrors = 10
 // Server serves the datagrams of any number of sockets with one handler. Set
 // the fields before the first call of Serve; limits can change later.
 type Server struct {
-	Service string     // its name in events
-	Handler Handler    // required
-	Sink    stats.Sink // where events go; nil discards them
-	Limits  Limits     // what it takes on; SetLimits changes them while it serves
+	Service string  // its name in events
+	Handler Handler // required
+	// Sink is where events go, those of a peer in their order; nil discards them.
+	// The server is locked meanwhile: Record must not call it, nor wait for
+	// somebody who does.
+	Sink   stats.Sink
+	Limits Limits // what it takes on; SetLimits changes them while it serves
+	// IDs is where peer ids come from: servers that follow each other under one
+	// Service share it. nil counts from 1.
+	IDs *atomic.Uint64
+	// Suspects says of a source that it is a server which may answer whatever it
+	// gets; the built-in handlers do not answer it, since the answers would go to
+	// and fro without end. Who runs several servers names their ports here, so
+	// that nobody can set one on the other. It is called for every datagram, by
+	// many goroutines at once, and must not wait for Shutdown. nil suspects none
+	// but those that the handlers always do.
+	Suspects func(netip.AddrPort) bool
 
 	limits atomic.Pointer[Limits]
+	ids    atomic.Uint64 // if IDs is nil
 
 	mu       sync.Mutex
 	closed   bool
@@ -141,13 +156,19 @@ func (s *Server) removeConn(c *Conn) {
 	c.Close()
 	s.mu.Lock()
 	s.conns = slices.DeleteFunc(s.conns, func(other *Conn) bool { return other == c })
-	gone := s.peers.dropConn(c)
-	s.mu.Unlock()
-	for _, p := range gone {
+	for _, p := range s.peers.dropConn(c) {
 		s.recordGone(p, causeClosed)
 	}
 	s.record(stats.Event{Kind: stats.Close, Tuple: c.tuple()})
+	s.mu.Unlock()
 	s.serving.Done()
+}
+
+func (s *Server) nextID() uint64 {
+	if s.IDs != nil {
+		return s.IDs.Add(1)
+	}
+	return s.ids.Add(1)
 }
 
 // Peers returns the peers of this moment, the one heard from last first.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -129,6 +130,44 @@ func TestSendToPeersAndOthers(t *testing.T) {
 	for _, p := range s.Peers() {
 		if want := map[bool]uint64{true: 3, false: 1}[p.Tuple.Remote == a.local]; p.PacketsOut != want {
 			t.Errorf("sent to %v: got %d, want %d", p.Tuple.Remote, p.PacketsOut, want)
+		}
+	}
+}
+
+func TestServersOfOneServiceShareIDs(t *testing.T) {
+	var ids atomic.Uint64
+	for want := range uint64(3) {
+		s := &Server{Handler: Echo(), Sink: newEvents(), IDs: &ids}
+		send(t, dial(t, udp(serve(t, s, "udp://127.0.0.1:0"))), "x")
+		if e := s.Sink.(*events).wait(t, stats.Accept, 1)[0]; e.Conn != want+1 {
+			t.Errorf("peer of server %d: got id %d, want %d", want, e.Conn, want+1)
+		}
+	}
+}
+
+func TestSendToTakesASocketOfTheFamily(t *testing.T) {
+	four, six := dial(t, udp(listen(t, "udp://127.0.0.1:0"))), dial(t, udp(listen(t, "udp://[::1]:0")))
+	for _, tt := range []struct {
+		listen, options string
+		four            bool
+	}{{"udp6://*:0", "", false}, {"udp://*:0", "", true}, {"udp://*:0", "v6only=on", false}, {"udp6://*:0", "v6only=off", true}} {
+		c, err := ListenConfig{settings(t, tt.options)}.Listen(t.Context(), parse(t, tt.listen))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &Server{Handler: Discard(), Sink: newEvents()}
+		serveOn(t, s, c)
+		s.Sink.(*events).wait(t, stats.Listen, 1)
+		if err := s.SendTo(six.local, []byte("x")); err != nil {
+			t.Errorf("%s %s: %v", tt.listen, tt.options, err)
+		}
+		if err := s.SendTo(four.local, []byte("x")); tt.four != (err == nil) || !tt.four && !errors.Is(err, ErrNoSocket) {
+			t.Errorf("%s %s: IPv4: got %v, want it sent: %v", tt.listen, tt.options, err, tt.four)
+		}
+		serveOn(t, s, listen(t, "udp4://*:0"))
+		s.Sink.(*events).wait(t, stats.Listen, 2)
+		if err := s.SendTo(four.local, []byte("x")); err != nil {
+			t.Errorf("%s %s and udp4: %v", tt.listen, tt.options, err)
 		}
 	}
 }
