@@ -19,7 +19,8 @@ run: build ## run the network application until Ctrl-C: TCP echo 8080, UDP echo 
 build: ## build ./ft
 	CGO_ENABLED=0 $(GO) build -o ft ./cmd/ft
 
-install: build ## install ft in $(DESTDIR)$(PREFIX)/bin
+install: ## install ft in $(DESTDIR)$(PREFIX)/bin
+	@test -x ft || $(MAKE) build
 	install -D -m 0755 ft $(DESTDIR)$(PREFIX)/bin/ft
 
 test: tools lint unit load fuzz cross race-check ## everything that must pass: lint, tests, fuzzing, cross builds

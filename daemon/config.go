@@ -50,7 +50,7 @@ type Service struct {
 // Limits of one service. Zero is the default; "off", where it is taken, no limit.
 type Limits struct {
 	Connections Count    `yaml:"connections"` // at once; default what the descriptor limit allows
-	PerSource   Count    `yaml:"per_source"`  // of them from one address; default three quarters
+	PerSource   Count    `yaml:"per_source"`  // of them from one address; default off, or three quarters of the default of connections
 	AcceptRate  Count    `yaml:"accept_rate"` // connections per second; default off
 	Idle        Duration `yaml:"idle"`        // without a byte moved; default 10 minutes
 	FirstByte   Duration `yaml:"first_byte"`  // until the client sends something; default off
@@ -103,6 +103,9 @@ func ParseConfig(b []byte) (Config, error) {
 	}
 	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return Config{}, errors.New("holds more than one YAML document: keep the first and delete the rest")
+	}
+	if len(c.Services) == 0 {
+		return Config{}, errors.New("has no services: write services: [{listen: 8080}], for example")
 	}
 	c.setLines(b)
 	for i := range c.Services {
@@ -175,7 +178,33 @@ func (c *Config) check() error {
 		}
 		names[s.Name], listens[s.Listen.Endpoint] = s.line, s.line
 	}
+	errs = append(errs, c.checkOverlaps())
 	return errors.Join(errs...)
+}
+
+// checkOverlaps finds services of which one listens on all addresses and the
+// other on one of them, at the same port.
+func (c *Config) checkOverlaps() error {
+	for _, wide := range c.Services {
+		for _, narrow := range c.Services {
+			w, n := wide.Listen.Endpoint, narrow.Listen.Endpoint
+			if w.Host == fivetuple.AnyHost && n.Host != fivetuple.AnyHost && w.Network == n.Network && w.Zone == n.Zone &&
+				w.Service == n.Service && w.Ports == n.Ports && !wide.takesAnyPort() && w.Network.IsIP() && !wide.reusesPort() {
+				return fmt.Errorf("services %s and %s overlap: %s is all addresses, %s among them", wide.Name, narrow.Name, w, n)
+			}
+		}
+	}
+	return nil
+}
+
+// reusesPort says whether the service's options share the port with others.
+func (s *Service) reusesPort() bool {
+	for _, o := range s.Options {
+		if o.Option().Name == "reuseport" && o.Int() != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // takesAnyPort says whether the kernel or the registry chooses the port, so
@@ -185,6 +214,9 @@ func (s *Service) takesAnyPort() bool {
 	return e.Network == fivetuple.NetworkNone || e.Network.IsIP() && e.Service == "" && e.Ports.First == 0
 }
 
+// served are the protocols that a service can listen on.
+var served = []fivetuple.Network{fivetuple.TCP, fivetuple.UDP, fivetuple.Unix, fivetuple.Seqpacket}
+
 func (s *Service) check() error {
 	e := s.Listen.Endpoint
 	switch {
@@ -192,7 +224,7 @@ func (s *Service) check() error {
 		return errors.New("has no listen: write, for example, listen: 127.0.0.1:8080")
 	case strings.ContainsFunc(s.Name, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return fmt.Errorf("the name %q has a character that does not print", s.Name)
-	case e.Network == fivetuple.TLS || e.Network == fivetuple.Vsock || e.Network == fivetuple.Stdio:
+	case !slices.Contains(served, e.Network.Protocol()) || e.Network == fivetuple.TLS:
 		return fmt.Errorf("cannot listen on %s: this version serves tcp, udp, unix and seqpacket", e)
 	case e.Service == "" && e.Ports.Len() != 1:
 		return fmt.Errorf("listen %s names %d ports: a service takes one", e, e.Ports.Len())
@@ -201,6 +233,11 @@ func (s *Service) check() error {
 	}
 	if err := s.Limits.check(e.Network.IsDatagram()); err != nil {
 		return err
+	}
+	for _, o := range s.Options {
+		if o := o.Option(); !o.Sockets.Admits(s.socketKind()) {
+			return fmt.Errorf("option %s is for %s sockets; this one is %s", o.Name, o.Sockets, s.socketKind())
+		}
 	}
 	kinds := stream.Kinds()
 	if e.Network.IsDatagram() {

@@ -74,7 +74,7 @@ func TestParseConfigNamesTheLineAndTheRemedy(t *testing.T) {
 		{"unknown option", "services:\n  - listen: 1\n    options: [nodlay]\n", "line 3: unknown socket option"},
 		{"option out of range", "services:\n  - listen: 1\n    options: [ttl=300]\n", "line 3: bad value"},
 		{"bad prefix", "services:\n  - listen: 1\n    allow: [10.0.0.1/8]\n", "line 3: 10.0.0.1/8 has bits set behind the prefix: write 10.0.0.0/8"},
-		{"bad duration", "drain: 5\n", `line 1: "5" is not a time span`},
+		{"bad duration", "drain: 5\nservices: [{listen: 1}]\n", `line 1: "5" is not a time span`},
 		{"negative duration", "drain: -5s\n", `line 1: "-5s" is not a time span`},
 		{"bad size", "history: {max_size: lots}\n", `line 1: "lots" is not a size`},
 		{"bad count", "services:\n  - {listen: 1, limits: {connections: 0}}\n", `line 2: "0" is not a number above zero`},
@@ -82,10 +82,14 @@ func TestParseConfigNamesTheLineAndTheRemedy(t *testing.T) {
 		{"rubbish after the mode", "services:\n  - {listen: 'unix:///a', mode: '600junk'}\n", "is not an octal number"},
 		{"mode of a port", "services:\n  - {listen: 1, mode: '0600'}\n", "mode goes with unix://"},
 		{"a range", "services:\n  - listen: 8000-8010\n", "names 11 ports: a service takes one"},
+		{"an empty file", "", "has no services"},
+		{"an option of another kind", "services:\n  - {listen: 'udp://1', options: [nodelay]}\n", "line 2: service echo-udp://1: option nodelay is for tcp sockets"},
+		{"an overlap", "services: [{name: a, listen: 8080}, {name: b, listen: ':8080'}]", "services b and a overlap"},
+		{"unixgram", "services:\n  - listen: unixgram:///a\n", "this version serves"},
 		{"tls", "services:\n  - listen: tls://*:443\n", "this version serves"},
 		{"a list for a scalar", "services:\n  - listen: [1]\n", "line 2: one value is needed here"},
 		{"a scalar for a list", "services: 8080\n", "line 1: a value of another kind is needed here"},
-		{"two documents", "drain: 1s\n---\ndrain: 2s\n", "more than one YAML document"},
+		{"two documents", "services: [{listen: 1}]\n---\ndrain: 2s\n", "more than one YAML document"},
 		{"no YAML", "services: [\n", "line"},
 		{"a control character", "services:\n  - {name: \"a\\u009bb\", listen: 1}\n", "does not print"},
 		{"a stream's limit for UDP", "services:\n  - {listen: 'udp://1', limits: {first_byte: 1s}}\n", "limit first_byte is not for UDP"},
@@ -107,6 +111,9 @@ func TestConnectionsOffHasNoLimitForASourceEither(t *testing.T) {
 	if l := streamLimits(c.Services[0]); l.MaxConns != 0 || l.MaxPerSource != 0 {
 		t.Errorf("got %+v", l)
 	}
+	if l := streamLimits(Service{}); l.MaxConns < 1 || l.MaxPerSource < 1 || l.MaxPerSource > l.MaxConns {
+		t.Errorf("the defaults are %+v", l)
+	}
 }
 
 func TestDefaultNamesDiffer(t *testing.T) {
@@ -123,12 +130,6 @@ func TestLoadConfigNamesTheFile(t *testing.T) {
 	os.WriteFile(path, []byte("nonsense: 1"), 0o600)
 	if _, err := LoadConfig(path); err == nil || !strings.HasPrefix(err.Error(), path+": line 1") {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestAnEmptyFileIsAConfigurationWithoutServices(t *testing.T) {
-	if c, err := ParseConfig(nil); err != nil || len(c.Services) != 0 {
-		t.Errorf("got %+v, %v", c, err)
 	}
 }
 

@@ -257,6 +257,6 @@ func (d *Daemon) Stop(ctx context.Context) {
 	}
 	// What went wrong was logged when it did; it is no reason to call the stop a failure.
 	if err := d.writer.Close(); err != nil || d.writer.Lost() > 0 {
-		d.log.Info("the history is not complete", "lost", d.writer.Lost())
+		d.log.Warn("the history is not complete", "lost", d.writer.Lost())
 	}
 }

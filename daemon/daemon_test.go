@@ -277,7 +277,7 @@ func TestReloadOfAUnixServiceKeepsItsPath(t *testing.T) {
 }
 
 func TestReloadsAtOnceLeaveOneOfEachService(t *testing.T) {
-	d := start(t, "services: []", Options{})
+	d := start(t, "services: [{name: other, listen: 0}]", Options{})
 	var wg sync.WaitGroup
 	config, begin := parse(t, "services: [{name: a, listen: 0}]"), make(chan struct{})
 	for range 50 {
@@ -401,7 +401,7 @@ func TestFiveThousandConnectionsFromOneSourceAndSlowClientsDisturbNobody(t *test
 	if raceEnabled {
 		many = 1000
 	}
-	d := start(t, "services: [{name: e, listen: '*:0', limits: {connections: 6000}}]", Options{})
+	d := start(t, "services: [{name: e, listen: '*:0', limits: {connections: 6000, per_source: 4500}}]", Options{})
 	_, port, _ := net.SplitHostPort(d.Addresses()["e"])
 	server := "127.0.0.1:" + port
 	good := dial(t, "tcp", server)

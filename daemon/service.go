@@ -106,7 +106,7 @@ func (r *running) leaseAndListen(ctx context.Context, leases lease.Registry, e f
 	}
 	l, err := leases.Acquire(ctx, lease.Request{
 		Protocol: e.Network, Address: addr.WithZone(""), Port: e.Ports.First, Name: r.config.Name, Purpose: r.config.Kind,
-		ReusePort: r.reusesPort(),
+		ReusePort: r.config.reusesPort(),
 		Bind: func(ctx context.Context, at netip.AddrPort) error {
 			return r.listen(ctx, e.WithPort(at.Port()))
 		},
@@ -124,16 +124,6 @@ func (r *running) udpPort() uint16 {
 		return 0
 	}
 	return fivetuple.ParseAddress(r.address).AddrPort.Port()
-}
-
-// reusesPort says whether the service's options share the port with others.
-func (r *running) reusesPort() bool {
-	for _, o := range r.config.Options {
-		if o.Option().Name == "reuseport" && o.Int() != 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // listen opens the socket at an endpoint with address and port.
@@ -189,13 +179,16 @@ func (r *running) setLimits(s Service) {
 	}
 }
 
-// streamLimits fills in the defaults: as many connections as the process may
-// have descriptors, less some for the rest of its work, and three quarters of
-// them for one source, so that it cannot lock the others out.
+// streamLimits fills in the defaults. Without a limit of its own a service has
+// as many connections as the process may have descriptors, less some for the
+// rest of its work, and three quarters of them for one source, so that it
+// cannot lock the others out.
 func streamLimits(s Service) stream.Limits {
-	const reserve, defaultIdle = 64, 10 * time.Minute
+	const defaultIdle = 10 * time.Minute
+	descriptors := descriptorLimit()
+	most := max(descriptors-min(64, descriptors/4), 1)
 	l := stream.Limits{
-		MaxConns:         orDefault(s.Limits.Connections, max(descriptorLimit()-reserve, 1)),
+		MaxConns:         orDefault(s.Limits.Connections, most),
 		AcceptRate:       float64(orDefault(s.Limits.AcceptRate, 0)),
 		IdleTimeout:      s.Limits.Idle.Duration,
 		FirstByteTimeout: s.Limits.FirstByte.Duration,
@@ -204,8 +197,8 @@ func streamLimits(s Service) stream.Limits {
 		Deny:             prefixes(s.Deny),
 	}
 	perSource := 0
-	if l.MaxConns > 0 {
-		perSource = max(l.MaxConns*3/4, 1)
+	if s.Limits.Connections.N == 0 {
+		perSource = max(most*3/4, 1)
 	}
 	l.MaxPerSource = orDefault(s.Limits.PerSource, perSource)
 	switch {

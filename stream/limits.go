@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/internal/acl"
 )
 
@@ -76,7 +77,7 @@ func (s *Server) admit(c *Conn) error {
 	case s.closed:
 		return errors.New("shutting down")
 	case l.MaxPerSource > 0 && c.source.IsValid() && s.perSource[c.source] >= l.MaxPerSource:
-		return fmt.Errorf("more than %d connections from %s", l.MaxPerSource, c.source)
+		return fmt.Errorf("more than %d connections from %s, the limit per source", l.MaxPerSource, c.source)
 	case s.full(l):
 		return errFull
 	}
@@ -105,12 +106,26 @@ func (s *Server) waitForSlot() bool {
 		case closed:
 			return false
 		case full:
+			s.recordFull(l.MaxConns)
 			<-free
 		case wait > 0:
 			sleepUnless(free, wait)
 		default:
 			return true
 		}
+	}
+}
+
+// recordFull says that clients have to wait, at most once a minute.
+func (s *Server) recordFull(limit int) {
+	s.mu.Lock()
+	say := s.saidFull.IsZero() || time.Since(s.saidFull) >= time.Minute
+	if say {
+		s.saidFull = time.Now()
+	}
+	s.mu.Unlock()
+	if say {
+		s.recordError(fivetuple.Tuple{}, fmt.Errorf("full with %d connections: others wait until one ends", limit))
 	}
 }
 

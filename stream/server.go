@@ -73,6 +73,7 @@ type Server struct {
 	slotFree  chan struct{} // closed and replaced when a connection ends
 	bucket    bucket
 	errors    quota.PerSecond
+	saidFull  time.Time      // when it was last said that clients have to wait
 	sweeper   chan struct{}  // closed to stop the sweeper, nil if none runs
 	wg        sync.WaitGroup // handlers and the sweeper
 }

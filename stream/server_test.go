@@ -312,7 +312,8 @@ func TestClientsThatNeverReadOrDripDoNotHoldUpOthers(t *testing.T) {
 }
 
 func TestMaxConnsLetsTheNextWaitInTheBacklog(t *testing.T) {
-	ln := serve(t, &Server{Handler: Echo(), Limits: Limits{MaxConns: 1}}, "0")
+	ev := newEvents()
+	ln := serve(t, &Server{Handler: Echo(), Sink: ev, Limits: Limits{MaxConns: 1}}, "0")
 	first := dial(t, ln)
 	first.Write([]byte("1"))
 	readFull(t, first, 1)
@@ -321,6 +322,9 @@ func TestMaxConnsLetsTheNextWaitInTheBacklog(t *testing.T) {
 	second.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	if n, err := second.Read(make([]byte, 1)); !isTimeout(err) {
 		t.Fatalf("the second was served: %d bytes, %v", n, err)
+	}
+	if said := ev.wait(t, "full", kindIs(stats.Error)); !strings.Contains(said.Err, "full with 1 connections") {
+		t.Errorf("got %+v", said)
 	}
 	first.Close()
 	second.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -348,7 +352,7 @@ func TestMaxPerSourceResetsTheNextFromThatSourceOnly(t *testing.T) {
 		t.Errorf("second connection from the source: %v, want a reset", err)
 	}
 	refused := ev.wait(t, "refusal", kindIs(stats.Error))
-	if !strings.Contains(refused.Err, "refused: more than 1 connections from 127.0.0.1") {
+	if !strings.Contains(refused.Err, "refused: more than 1 connections from 127.0.0.1, the limit per source") {
 		t.Errorf("got %+v", refused)
 	}
 	other := from("127.0.0.2")

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"errors"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +23,10 @@ are what the step claims; if not, the exit code is 3. It leaves nothing behind.`
   ft demo > demo.txt     without pauses and colours`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if a.format != formatTable {
+				return usage("ft demo is for people: it has no -o %s", a.format)
+			}
+			signal.Ignore(syscall.SIGPIPE) // so that it can clean up when its reader goes
 			o := demo.Options{Color: useColor(a.out)}
 			if isTerminal(a.out) {
 				o.Pause = 400 * time.Millisecond

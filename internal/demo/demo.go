@@ -60,7 +60,7 @@ func Run(ctx context.Context, w io.Writer, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	p := &play{page: page{w: w, color: o.Color}, ctx: ctx, o: o, dir: dir}
+	p := &play{page: page{w: &sink{w: w}, color: o.Color}, ctx: ctx, o: o, dir: dir}
 	defer func() {
 		err = errors.Join(err, p.end(), os.RemoveAll(dir))
 	}()
@@ -84,6 +84,9 @@ func Run(ctx context.Context, w io.Writer, o Options) (err error) {
 		p.step(i+1, step.name)
 		if err := step.do(); err != nil {
 			return fmt.Errorf("step %d: %w", i+1, err)
+		}
+		if p.w.err != nil { // nobody reads on
+			return p.w.err
 		}
 		if !sleep(ctx, o.Pause) {
 			return ctx.Err()

@@ -4,6 +4,7 @@ package demo
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -54,6 +55,28 @@ func TestTheKernelAgreesWithEveryStep(t *testing.T) {
 	}
 }
 
+// fewBytes takes some bytes and fails then, as a pipe whose reader has gone.
+type fewBytes int
+
+func (n *fewBytes) Write(b []byte) (int, error) {
+	if *n -= fewBytes(len(b)); *n < 0 {
+		return 0, io.ErrClosedPipe
+	}
+	return len(b), nil
+}
+
+func TestADemoThatCannotBeWrittenEndsAndLeavesNothing(t *testing.T) {
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	few := fewBytes(300)
+	if err := Run(t.Context(), &few, Options{}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("got %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(tmp, "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestAViewThatIsNotAsClaimedIsAnError(t *testing.T) {
 	host := lab.NewHost(t, "h")
 	ln, err := host.Listen("tcp4", "127.0.0.1:0")
@@ -62,7 +85,7 @@ func TestAViewThatIsNotAsClaimedIsAnError(t *testing.T) {
 	}
 	defer ln.Close()
 	at := netip.MustParseAddrPort(ln.Addr().String())
-	p := &play{page: page{w: &strings.Builder{}}, ctx: t.Context()}
+	p := &play{page: page{w: &sink{w: io.Discard}}, ctx: t.Context()}
 	host.Do(t, func() {
 		if _, err := p.kernel(p.onPort(fivetuple.TCP, at), "one listens", count{fivetuple.StateListen: 1}); err != nil {
 			t.Error(err)
@@ -79,7 +102,7 @@ func TestByteCountsThatAreNotAsClaimedAreAnError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	p := &play{page: page{w: &strings.Builder{}}, ctx: t.Context()}
+	p := &play{page: page{w: &sink{w: io.Discard}}, ctx: t.Context()}
 	c := &client{Client: &stream.Client{Endpoint: fivetuple.MustParseEndpoint(ln.Addr().String())}}
 	if err := c.Connect(t.Context()); err != nil {
 		t.Fatal(err)

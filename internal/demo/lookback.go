@@ -14,7 +14,7 @@ func (p *play) lookBack() error {
 		if s.Service == "" {
 			continue
 		}
-		p.say("%-9s  %d connections, %s in, %s out", s.Service, s.Connections, stats.FormatBytes(s.BytesIn), stats.FormatBytes(s.BytesOut))
+		p.say("%-9s  connections: %d, %s in, %s out", s.Service, s.Connections, stats.FormatBytes(s.BytesIn), stats.FormatBytes(s.BytesOut))
 	}
 	const newest = 20
 	entries, err := p.app.Recent(p.ctx, newest)

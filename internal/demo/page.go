@@ -9,8 +9,21 @@ import (
 
 // page writes the demo for a terminal of 80 columns.
 type page struct {
-	w     io.Writer
+	w     *sink
 	color bool
+}
+
+// sink writes until a write fails, and keeps the error.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(b []byte) (int, error) {
+	if s.err == nil {
+		_, s.err = s.w.Write(b)
+	}
+	return len(b), nil
 }
 
 const (
