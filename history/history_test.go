@@ -158,6 +158,7 @@ func TestNumbersInTheFileStayTheSame(t *testing.T) {
 
 func TestQueryConditions(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(1_700_000_000+s, 0) }
+	year := func(y int) time.Time { return time.Date(y, 12, 31, 0, 0, 0, 0, time.UTC) }
 	prefix := netip.MustParsePrefix
 	d := open(t, Options{MaxAge: -1})
 	record(t, d,
@@ -179,6 +180,10 @@ func TestQueryConditions(t *testing.T) {
 		"empty time":              {Query{Since: at(4), Until: at(4)}, nil},
 		"backward time":           {Query{Since: at(5), Until: at(2)}, nil},
 		"future":                  {Query{Since: at(7)}, nil},
+		"since before all":        {Query{Since: year(2)}, []int64{1, 2, 3, 4, 5, 6}},
+		"since after all":         {Query{Since: year(3000)}, nil},
+		"until before all":        {Query{Until: year(1600)}, nil},
+		"until after all":         {Query{Until: year(9999)}, []int64{1, 2, 3, 4, 5, 6}},
 		"service":                 {Query{Services: []string{"web"}}, []int64{1, 2, 5}},
 		"two services":            {Query{Services: []string{"web", "api"}}, []int64{1, 2, 3, 5}},
 		"service of any name":     {Query{Services: []string{"a,b'\n"}}, []int64{4}},

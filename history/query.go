@@ -142,10 +142,10 @@ func conditionsOf(q Query, first, last int64) conditions {
 
 func (c *conditions) during(q Query, column string) {
 	if !q.Since.IsZero() {
-		c.add(column+" >= ?", q.Since.UnixNano())
+		c.add(column+" >= ?", nanoseconds(q.Since))
 	}
 	if !q.Until.IsZero() {
-		c.add(column+" < ?", q.Until.UnixNano())
+		c.add(column+" < ?", nanoseconds(q.Until))
 	}
 }
 

@@ -68,7 +68,7 @@ func (r *recorder) prune() bool {
 		return false
 	}
 	more, err := r.session.prune(r.db.opts)
-	if err != nil {
+	if err != nil && !isLocked(err) { // what is locked can be pruned later
 		r.fail(err, 0)
 	}
 	return more && err == nil

@@ -47,10 +47,22 @@ func appendColumns(args []any, run, service int64, e *stats.Event) []any {
 	if e.TCP != nil {
 		tcp, rtt = *e.TCP, int64(e.TCP.RTT)
 	}
-	return append(args, run, service, e.Time.UnixNano(), int64(e.Kind), int64(e.Conn), int64(e.Tuple.Protocol),
+	return append(args, run, service, nanoseconds(e.Time), int64(e.Kind), int64(e.Conn), int64(e.Tuple.Protocol),
 		localIP, localPort, localName, remoteIP, remotePort, remoteName,
 		count(e.BytesIn), count(e.BytesOut), count(e.PacketsIn), count(e.PacketsOut), int64(e.Duration), e.Cause, e.Err,
 		rtt, int64(tcp.RTTVar), int64(tcp.Retransmits), int64(tcp.Cwnd), int64(tcp.MSS))
+}
+
+// nanoseconds is a time as the file has it. That reaches from 1677 to 2262; what
+// is earlier or later counts as its first or last moment.
+func nanoseconds(t time.Time) int64 {
+	switch {
+	case t.Before(time.Unix(0, math.MinInt64)):
+		return math.MinInt64
+	case t.After(time.Unix(0, math.MaxInt64)):
+		return math.MaxInt64
+	}
+	return t.UnixNano()
 }
 
 // count fits a count into SQLite's signed integers.

@@ -3,7 +3,6 @@ package history
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +23,11 @@ const (
 // When the file cannot be written (the disk is full or read-only, the file
 // damaged), the writer says so once in the log, counts what it loses, and
 // tries again every Options.Retry. A file that was removed is begun anew.
+//
+// While another process holds SQLite's lock (a person's VACUUM, say) the writer
+// waits, as long as it takes, and nothing is lost until 16,384 events queue up;
+// further ones are lost and counted. After 5 s it says so once in the log. Only
+// Close does not wait longer than that.
 type Writer struct {
 	rec      *recorder
 	queue    *stats.Queue
@@ -49,9 +53,10 @@ func (d *DB) Writer() (*Writer, error) {
 	if err != nil {
 		return nil, d.wrap(err)
 	}
-	rec.session = s
+	rec.session, rec.closing = s, make(chan struct{})
 	ctx, stop := context.WithCancel(context.Background())
-	w := &Writer{rec: rec, stop: stop, queue: stats.NewQueue(rec, stats.QueueOptions{Size: queueSize, Delay: gather})}
+	rec.queue = stats.NewQueue(rec, stats.QueueOptions{Size: queueSize, Delay: gather})
+	w := &Writer{rec: rec, stop: stop, queue: rec.queue}
 	w.maintain.Go(func() { rec.maintain(ctx) })
 	d.writer = w
 	return w, nil
@@ -66,7 +71,7 @@ func (w *Writer) Record(e stats.Event) {
 }
 
 // Lost is how many events could not be recorded, or came too fast.
-func (w *Writer) Lost() uint64 { return w.queue.Dropped() + w.rec.lost.Load() }
+func (w *Writer) Lost() uint64 { return w.rec.allLost() }
 
 // Flush waits until everything recorded before is committed. It fails when
 // recording has stopped, with what stopped it, or when ctx ends.
@@ -81,6 +86,7 @@ func (w *Writer) Flush(ctx context.Context) error {
 // It fails when recording had stopped, with what stopped it.
 func (w *Writer) Close() error {
 	w.close.Do(func() {
+		close(w.rec.closing)
 		w.queue.Close()
 		w.stop()
 		w.maintain.Wait()
@@ -94,15 +100,18 @@ func (w *Writer) Close() error {
 
 // recorder is the sink behind the writer's queue.
 type recorder struct {
-	db   *DB
-	lost atomic.Uint64
-	idle atomic.Bool // nothing was written since maintenance last looked
+	db      *DB
+	queue   *stats.Queue // in front of it
+	lost    atomic.Uint64
+	idle    atomic.Bool   // nothing was written since maintenance last looked
+	closing chan struct{} // closed when the writer is about to be
 
 	mu      sync.Mutex
 	session *session // nil while the file could not be opened anew
+	waiting bool     // for another process's lock, and that was said
 	fault   error    // why recording has stopped
 	retry   time.Time
-	saved   uint64 // lost when recording stopped
+	saved   uint64 // lost when all was last well
 }
 
 func (r *recorder) Record(e stats.Event) { r.RecordBatch([]stats.Event{e}) }
@@ -114,22 +123,53 @@ func (r *recorder) RecordBatch(batch []stats.Event) {
 		r.lost.Add(uint64(len(batch)))
 		return
 	}
-	if err := r.prepare(); err != nil {
-		r.fail(err, len(batch))
-		return
-	}
-	for chunk := range slices.Chunk(batch, batchSize) {
-		if err := r.session.commit(chunk); err != nil {
+	for len(batch) > 0 {
+		chunk := batch[:min(len(batch), batchSize)]
+		err := r.commit(chunk)
+		switch {
+		case err == nil:
+			batch = batch[len(chunk):]
+		case !isLocked(err) || !r.wait():
 			r.fail(err, len(batch))
 			return
 		}
-		batch = batch[len(chunk):]
 	}
 	r.idle.Store(false)
-	if r.fault != nil {
-		r.db.opts.Log.Info("history goes on", "file", r.db.path, "lost", r.lost.Load()-r.saved)
-		r.fault = nil
+	lost := r.allLost()
+	if r.fault != nil || r.waiting {
+		r.db.opts.Log.Info("history goes on", "file", r.db.path, "lost", lost-r.saved)
+		r.fault, r.waiting = nil, false
 	}
+	r.saved = lost
+}
+
+func (r *recorder) allLost() uint64 { return r.queue.Dropped() + r.lost.Load() }
+
+func (r *recorder) commit(events []stats.Event) error {
+	if err := r.prepare(); err != nil {
+		return err
+	}
+	return r.session.commit(events)
+}
+
+// isLocked says that another process held the lock for all of the busyTimeout.
+func isLocked(err error) bool {
+	return hasCode(err, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+}
+
+// wait returns whether to try again, and says the first time that the file is
+// locked. The waiting is SQLite's, but for a pause in case it did not.
+func (r *recorder) wait() bool {
+	select {
+	case <-r.closing:
+		return false
+	case <-time.After(gather):
+	}
+	if !r.waiting {
+		r.waiting = true
+		r.db.opts.Log.Warn("history waits: another process has locked the file; everything else goes on", "file", r.db.path)
+	}
+	return true
 }
 
 // prepare opens the file anew if it is not open, or not the one that is open any more.
@@ -164,13 +204,12 @@ func (r *recorder) drop() {
 // a kind that passes, the file is opened anew for the next try.
 func (r *recorder) fail(err error, lost int) {
 	if r.fault == nil {
-		r.saved = r.lost.Load()
 		r.fault = r.db.wrap(err)
 		r.db.opts.Log.Error("history stops; everything else goes on", "err", r.fault, "retry", r.db.opts.Retry)
 	}
 	r.retry = time.Now().Add(r.db.opts.Retry)
 	r.lost.Add(uint64(lost))
-	if r.session != nil && !hasCode(err, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY) {
+	if r.session != nil && !hasCode(err, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) && !isLocked(err) {
 		r.drop()
 	}
 }

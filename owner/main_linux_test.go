@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
@@ -29,6 +30,20 @@ func TestMain(m *testing.M) {
 		fds := must(unix.ParseUnixRights(&must(unix.ParseSocketControlMessage(oob[:n]))[0]))
 		ok(unix.Dup3(fds[0], 77, 0))
 		ok(unix.Close(fds[0]))
+	case "rename": // itself
+		ok(os.WriteFile("/proc/self/comm", []byte("\x1b[31mred"), 0))
+	case "hidepid": // looks, without any capability, into a process that /proc hides
+		ok(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		ok(unix.Mount("proc", "/proc", "proc", 0, "hidepid=4")) // unlike 1, also from group 0
+		other := exec.Command("cat")
+		must(other.StdinPipe())
+		ok(other.Start()) // has the capabilities that this thread gives up, and ends with its first process, this one
+		dir := must(openProcess(other.Process.Pid))
+		runtime.LockOSThread()
+		ok(unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &new([2]unix.CapUserData)[0]))
+		var s searcher
+		fmt.Println(denied(s.descriptors(dir)), mayHoldSockets(dir))
+		os.Exit(0)
 	case "find": // the holders of the socket it was started with
 		var st unix.Stat_t
 		ok(unix.Fstat(3, &st))

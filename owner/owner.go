@@ -9,8 +9,9 @@
 // It stands on proc(5): /proc/PID/fd shows a socket as a link to
 // "socket:[inode]". The descriptors of other users' processes can be read with
 // CAP_SYS_PTRACE only; [Found].Unreadable says how many processes that hid. A
-// process that /proc does not show at all (hidepid=2, another PID namespace)
-// is not counted. On other systems every call fails with an error wrapping
+// process that /proc does not show at all (mounted with hidepid=2 or 4, or of
+// another PID namespace) is not counted: a socket without a holder can be its,
+// or the kernel's own. On other systems every call fails with an error wrapping
 // [errors.ErrUnsupported].
 package owner
 
@@ -51,7 +52,8 @@ type Found struct {
 	Holders map[uint32][]Holder
 	// Unreadable counts the processes whose descriptors may not be read: a
 	// socket without a holder can be theirs. Kernel threads and processes
-	// that have ended hold none and are not counted.
+	// that have ended hold none and are not counted, unless /proc is mounted
+	// with hidepid=1 and hides which they are.
 	Unreadable int
 }
 
@@ -71,9 +73,6 @@ func Find(ctx context.Context, inodes ...uint32) (Found, error) {
 	}
 	return search(ctx, wanted)
 }
-
-// All looks for the holders of every socket.
-func All(ctx context.Context) (Found, error) { return search(ctx, nil) }
 
 // ProcessOf describes a process. The error of one that does not exist wraps
 // [fs.ErrNotExist].

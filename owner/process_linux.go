@@ -9,11 +9,10 @@ import (
 	"os"
 	"os/user"
 	"strconv"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fivetuple/fivetuple/internal/printable"
 )
 
 func processOf(pid int) (Process, error) {
@@ -74,7 +73,7 @@ func describe(dir, pid int) (Process, error) {
 	if err != nil {
 		return Process{}, err
 	}
-	return Process{PID: pid, Start: st.start, Command: printable(st.command), UID: uid}, nil
+	return Process{PID: pid, Start: st.start, Command: printable.Escape(st.command), UID: uid}, nil
 }
 
 func readStat(dir int) (stat, error) {
@@ -161,17 +160,7 @@ func parseUID(status []byte) (uint32, error) {
 func userName(uid uint32) string {
 	id := strconv.FormatUint(uint64(uid), 10)
 	if u, err := user.LookupId(id); err == nil {
-		return u.Username
+		return printable.Escape(u.Username)
 	}
 	return id
-}
-
-// printable escapes a name that a process chose for itself, so that it cannot
-// speak to the terminal.
-func printable(s string) string {
-	if utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
-		return s
-	}
-	quoted := strconv.Quote(s)
-	return quoted[1 : len(quoted)-1]
 }

@@ -22,7 +22,7 @@ import (
 // where more of them wait for each other.
 const searchThreads = 2
 
-// search finds the holders of the wanted sockets, of all if wanted is nil.
+// search finds the holders of the wanted sockets.
 func search(ctx context.Context, wanted map[uint32]bool) (Found, error) {
 	pids, err := processes()
 	if err != nil {
@@ -136,10 +136,11 @@ func (s *searcher) process(pid int) {
 func denied(err error) bool { return errors.Is(err, fs.ErrPermission) }
 
 // mayHoldSockets tells a process from kernel threads and from what is left of
-// processes that have ended: both are root's, and have no descriptors.
+// processes that have ended: both are root's, and have no descriptors. One whose
+// stat is hidden as well (proc(5), hidepid=1) may be anything.
 func mayHoldSockets(dir int) bool {
 	st, err := readStat(dir)
-	return err == nil && !st.ended() && st.flags&kernelThread == 0
+	return denied(err) || err == nil && !st.ended() && st.flags&kernelThread == 0
 }
 
 // descriptors adds a match without its process for every wanted socket in
@@ -171,7 +172,7 @@ func (s *searcher) descriptors(dir int) error {
 			if denied(err) {
 				return err // the same for all of them
 			}
-			if err == nil && inode != 0 && (s.wanted == nil || s.wanted[inode]) {
+			if err == nil && s.wanted[inode] {
 				s.matches = append(s.matches, match{inode, Holder{FD: int(fd)}})
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/sockopt"
 )
 
 // asker connects to ports and breaks each connection off at once.
@@ -16,7 +17,7 @@ type asker struct {
 	net.Dialer
 }
 
-func newAsker(timeout time.Duration) *asker {
+func newAsker(timeout time.Duration, options sockopt.Settings) *asker {
 	a := new(asker)
 	a.Timeout = timeout
 	a.KeepAlive = -1 // saves system calls
@@ -25,10 +26,21 @@ func newAsker(timeout time.Duration) *asker {
 		// Before it connects, because net may close it as well.
 		var errSet error
 		err := conn.Control(func(fd uintptr) { errSet = resetOnClose(fd) })
-		return errors.Join(err, errSet)
+		if err := errors.Join(err, errSet); err != nil {
+			return err
+		}
+		if _, err := options.ApplyConn(conn); err != nil {
+			return &optionError{err}
+		}
+		return nil
 	}
 	return a
 }
+
+// optionError is that a socket option could not be set, so that nothing was asked.
+type optionError struct{ error }
+
+func (e *optionError) Unwrap() error { return e.error }
 
 // An outcome is what came of a try.
 type outcome struct {
@@ -36,6 +48,7 @@ type outcome struct {
 	result   Result
 	short    bool           // this side was short of something: nothing is known about the port
 	source   netip.AddrPort // of the connection, without a zone
+	option   *optionError   // that ends the scan
 	mayBeOwn bool           // the other end of the connection, which is gone, may have been a probe
 }
 
@@ -71,7 +84,9 @@ func (o *outcome) connected(conn net.Conn) {
 func (o *outcome) refused(err error) {
 	var errno syscall.Errno
 	var timeout net.Error
-	if errors.As(err, &errno) {
+	if errors.As(err, &o.option) {
+		return
+	} else if errors.As(err, &errno) {
 		o.result.State, o.result.Reason = judge(errno)
 		o.mayBeOwn = o.result.State == Open && isOwn(o.host)
 		o.short = isShortage(errno)

@@ -51,6 +51,9 @@ func (e connectEngine) scan(ctx context.Context, next func() (probe, bool), repo
 		if err := ended(ctx); err != nil {
 			return err
 		}
+		if o.option != nil {
+			return o.option
+		}
 		if s.repeat(ctx, o) {
 			continue
 		}

@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/fivetuple/fivetuple/port"
+	"github.com/fivetuple/fivetuple/sockopt"
 )
 
 const (
@@ -40,6 +41,8 @@ const (
 	defaultTimeout = 1500 * time.Millisecond
 	// Enough to scan all ports of a silent host in under two minutes.
 	maxDefaultWindow = 1024
+	// As many connections from one address to one port of another have a source port.
+	maxWindow = 65536
 )
 
 // Scanner scans ports. The zero value is ready for use; it must not be copied
@@ -51,12 +54,16 @@ type Scanner struct {
 	// Parallel is how many ports are asked at a time at most. 0 means 1024, or half
 	// the number of files that the process may have open (RLIMIT_NOFILE) if that is
 	// less. While this machine runs short of descriptors, source ports or memory it
-	// is fewer.
+	// is fewer. More than 65536 count as 65536.
 	Parallel int
 	// Names gives the services of ports their names. nil means IANA's registry.
 	Names *port.Names
 	// Public allows addresses other than loopback, private and link-local ones.
 	Public bool
+	// Options are set on every socket before it connects. One that does not belong
+	// to the TCP sockets of all targets, or that the kernel refuses, ends the scan.
+	// linger takes the place of the reset at the end.
+	Options sockopt.Settings
 
 	done, total atomic.Uint64
 }
@@ -84,7 +91,7 @@ func (s *Scanner) Scan(ctx context.Context, targets []Target, ports PortSet) ite
 		s.total.Add(count)
 		next, stop := iter.Pull(probes(targets, ports))
 		defer stop()
-		err = s.engine().scan(ctx, next, func(r Result) bool {
+		err = s.engine(count).scan(ctx, next, func(r Result) bool {
 			r.Service = s.Names.Name(r.Port, r.Protocol.String())
 			s.done.Add(1)
 			return yield(r, nil)
@@ -113,9 +120,26 @@ func (s *Scanner) check(targets []Target, ports PortSet) (count uint64, err erro
 		if err := t.check(s.Public); err != nil {
 			return 0, fmt.Errorf("target %s: %w", t, err)
 		}
+		if err := checkOptions(s.Options, t); err != nil {
+			return 0, fmt.Errorf("target %s: %w", t, err)
+		}
 		count += t.Len() * uint64(ports.Len())
 	}
 	return count, nil
+}
+
+// checkOptions finds options that do not belong to a TCP socket of the target's family.
+func checkOptions(options sockopt.Settings, t Target) error {
+	socket := sockopt.TCP | sockopt.IPv6
+	if t.First.Unmap().Is4() {
+		socket = sockopt.TCP | sockopt.IPv4
+	}
+	for _, o := range options {
+		if belongs := o.Option().Sockets; !belongs.Admits(socket) {
+			return fmt.Errorf("option %s: %w: it belongs to %s sockets, this is a %s one", o.Option().Name, sockopt.ErrSocket, belongs, socket)
+		}
+	}
+	return nil
 }
 
 // A probe is the question for the state of one port.
@@ -148,7 +172,8 @@ type engine interface {
 	scan(ctx context.Context, next func() (probe, bool), report func(Result) bool) error
 }
 
-func (s *Scanner) engine() engine {
+// engine returns one that can ask count ports.
+func (s *Scanner) engine(count uint64) engine {
 	timeout, window := s.Timeout, s.Parallel
 	if timeout <= 0 {
 		timeout = defaultTimeout
@@ -156,5 +181,6 @@ func (s *Scanner) engine() engine {
 	if window <= 0 {
 		window = min(maxDefaultWindow, max(1, maxDescriptors()/2))
 	}
-	return connectEngine{newAsker(timeout), window}
+	window = int(min(uint64(window), count, maxWindow))
+	return connectEngine{newAsker(timeout, s.Options), window}
 }

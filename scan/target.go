@@ -86,7 +86,7 @@ func valid(t Target) ([]Target, error) {
 func lookUp(ctx context.Context, name string) ([]Target, error) {
 	topLevel := name[strings.LastIndexByte(strings.TrimSuffix(name, "."), '.')+1:]
 	if strings.Trim(topLevel, "0123456789.") == "" || strings.Contains(name, ":") {
-		return nil, errors.New("is neither an address nor a host name")
+		return nil, errors.New("is neither an address nor a host name; ports go into the list of ports")
 	}
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 	if err != nil {

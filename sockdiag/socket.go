@@ -45,8 +45,8 @@ type Socket struct {
 	Local, Remote netip.AddrPort
 
 	// Name is what a Unix socket is bound to, "" if to nothing: the path as it
-	// was given to bind(2), or "@name" in the abstract name space. Bytes that
-	// do not print are written \xNN; backslashes are left as they are.
+	// was given to bind(2), or "@name" in the abstract name space. A name
+	// that does not print is escaped as in a Go string; no other is changed.
 	Name string
 	// PeerInode is the Inode of the Unix socket that this one is connected to, 0 for none.
 	PeerInode uint32

@@ -4,12 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/printable"
 )
 
 // Sizes and numbers in include/uapi/linux/unix_diag.h, all in the byte order
@@ -105,30 +104,8 @@ func unixName(b []byte) string {
 		return ""
 	}
 	if b[0] == 0 {
-		return "@" + printable(string(b[1:]))
+		return "@" + printable.Escape(string(b[1:]))
 	}
 	path, _, _ := strings.Cut(string(b), "\x00")
-	return printable(path)
-}
-
-// printable writes what does not print as \xNN, so that a name chosen by
-// another user cannot speak to the terminal.
-func printable(s string) string {
-	ok := func(r rune) bool { return r != utf8.RuneError && unicode.IsPrint(r) }
-	if strings.IndexFunc(s, func(r rune) bool { return !ok(r) }) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		if ok(r) {
-			b.WriteString(s[:n])
-		} else {
-			for _, c := range []byte(s[:n]) {
-				fmt.Fprintf(&b, `\x%02x`, c)
-			}
-		}
-		s = s[n:]
-	}
-	return b.String()
+	return printable.Escape(path)
 }

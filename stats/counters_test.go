@@ -101,6 +101,9 @@ func TestJSONKeys(t *testing.T) {
 		{ServiceCounters{Service: "echo", Causes: map[string]uint64{"reset": 1}},
 			`{"service":"echo","listeners":0,"live":0,"connections":0,"accepted":0,"connected":0,"disconnected":0,"causes":{"reset":1},` +
 				`"unfinished":0,"errors":0,"bytes_in":0,"bytes_out":0,"packets_in":0,"packets_out":0}`},
+		{ServiceCounters{}, // no cause is not null
+			`{"service":"","listeners":0,"live":0,"connections":0,"accepted":0,"connected":0,"disconnected":0,"causes":{},` +
+				`"unfinished":0,"errors":0,"bytes_in":0,"bytes_out":0,"packets_in":0,"packets_out":0}`},
 	} {
 		got, err := json.Marshal(tc.v)
 		if err != nil || string(got) != tc.want {

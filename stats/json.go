@@ -7,6 +7,15 @@ import (
 	"github.com/fivetuple/fivetuple"
 )
 
+// MarshalJSON writes {} for causes where there are none.
+func (s ServiceCounters) MarshalJSON() ([]byte, error) {
+	type keys ServiceCounters
+	if s.Causes == nil {
+		s.Causes = map[string]uint64{}
+	}
+	return json.Marshal(keys(s))
+}
+
 // MarshalJSON writes the event with the keys that every command shares; those
 // that most events lack are left out where they are empty. Durations are in
 // seconds, times in RFC 3339 with nanoseconds.

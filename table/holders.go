@@ -35,21 +35,51 @@ type Held struct {
 // there or are bound, on the address itself or on a wildcard, and if there are
 // none those of connections that use the port.
 func Holders(ctx context.Context, protocol fivetuple.Network, at netip.AddrPort) (Held, error) {
-	q := sockdiag.Query{Protocols: []fivetuple.Network{protocol.Protocol()}, LocalPort: at.Port(), States: sockdiag.ListeningOrBound}
-	sockets, err := holding(ctx, q, protocol, at)
-	if err == nil && len(sockets) == 0 {
-		q.States = 0
-		sockets, err = holding(ctx, q, protocol, at)
-	}
+	held, err := holders(ctx, sockdiag.Query{LocalPort: at.Port()}, []Place{{protocol, at}})
 	if err != nil {
 		return Held{}, err
 	}
-	return join(ctx, sockets)
+	return held[0], nil
 }
 
-func holding(ctx context.Context, q sockdiag.Query, protocol fivetuple.Network, at netip.AddrPort) ([]sockdiag.Socket, error) {
-	all, err := sockdiag.List(ctx, q)
-	return slices.DeleteFunc(all, func(s sockdiag.Socket) bool { return !s.Holds(protocol, at) }), err
+// Place is where a socket can be bound.
+type Place struct {
+	Protocol fivetuple.Network
+	At       netip.AddrPort
+}
+
+// HoldersOf is [Holders] of several places, in their order. It looks at the
+// socket table and at the processes once for all of them.
+func HoldersOf(ctx context.Context, places []Place) ([]Held, error) {
+	return holders(ctx, sockdiag.Query{}, places)
+}
+
+func holders(ctx context.Context, q sockdiag.Query, places []Place) ([]Held, error) {
+	for _, p := range places {
+		if protocol := p.Protocol.Protocol(); !slices.Contains(q.Protocols, protocol) {
+			q.Protocols = append(q.Protocols, protocol)
+		}
+	}
+	held := make([][]sockdiag.Socket, len(places))
+	for _, q.States = range []sockdiag.States{sockdiag.ListeningOrBound, 0} {
+		if !slices.ContainsFunc(held, func(s []sockdiag.Socket) bool { return len(s) == 0 }) {
+			break
+		}
+		sockets, err := sockdiag.List(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		byPort := map[uint16][]sockdiag.Socket{}
+		for _, s := range sockets {
+			byPort[s.Local.Port()] = append(byPort[s.Local.Port()], s)
+		}
+		for i, p := range places {
+			if len(held[i]) == 0 {
+				held[i] = slices.DeleteFunc(slices.Clone(byPort[p.At.Port()]), func(s sockdiag.Socket) bool { return !s.Holds(p.Protocol, p.At) })
+			}
+		}
+	}
+	return join(ctx, held...)
 }
 
 // List returns the sockets of a query with their owners.
@@ -58,29 +88,37 @@ func List(ctx context.Context, q sockdiag.Query) (Held, error) {
 	if err != nil {
 		return Held{}, err
 	}
-	return join(ctx, sockets)
+	return joinOne(ctx, sockets)
 }
 
-func join(ctx context.Context, sockets []sockdiag.Socket) (Held, error) {
+func joinOne(ctx context.Context, sockets []sockdiag.Socket) (Held, error) {
+	held, err := join(ctx, sockets)
+	if err != nil {
+		return Held{}, err
+	}
+	return held[0], nil
+}
+
+// join finds the owners of several groups of sockets.
+func join(ctx context.Context, groups ...[]sockdiag.Socket) ([]Held, error) {
 	var inodes []uint32
-	for _, s := range sockets {
-		if s.Inode != 0 {
-			inodes = append(inodes, s.Inode)
+	for _, sockets := range groups {
+		for _, s := range sockets {
+			inodes = append(inodes, s.Inode) // 0, which stands for none, is passed over
 		}
 	}
 	found, err := owner.Find(ctx, inodes...)
 	if err != nil {
-		return Held{}, err
+		return nil, err
 	}
-	h := Held{Unreadable: found.Unreadable}
-	for _, s := range sockets {
-		row := Row{Socket: s}
-		if s.Inode != 0 {
-			row.Owners = found.Holders[s.Inode]
+	held := make([]Held, len(groups))
+	for i, sockets := range groups {
+		held[i].Unreadable = found.Unreadable
+		for _, s := range sockets {
+			held[i].Rows = append(held[i].Rows, Row{s, found.Holders[s.Inode]})
 		}
-		h.Rows = append(h.Rows, row)
 	}
-	return h, nil
+	return held, nil
 }
 
 // String names the holders: `"nginx" (pid 123, user www-data)`.
@@ -98,10 +136,17 @@ func (h Held) String() string {
 		return strings.Join(names, ", ")
 	case len(h.Rows) == 0:
 		return "nobody any more"
-	case h.Unreadable > 0:
-		return "a process of another user (run as root to see which)"
+	case slices.ContainsFunc(h.Rows, func(r Row) bool { return r.Inode != 0 }):
+		if h.Unreadable > 0 {
+			return "a process of another user (run as root to see which)"
+		}
+		return "a process that /proc does not show here (run as root on the host to see which), or the kernel itself"
 	}
-	return fmt.Sprintf("a socket in state %s that no process holds", h.Rows[0].State)
+	s := fmt.Sprintf("a socket in state %s that no process holds", h.Rows[0].State)
+	if h.Rows[0].State == fivetuple.StateTimeWait {
+		s += " (it ends by itself within a minute)"
+	}
+	return s
 }
 
 // InUseError is an "address already in use" that knows who uses it.
@@ -143,7 +188,7 @@ func holdersOf(ctx context.Context, e fivetuple.Endpoint) (Held, error) {
 		if err != nil {
 			return Held{}, err
 		}
-		return join(ctx, slices.DeleteFunc(sockets, func(s sockdiag.Socket) bool { return s.Name != e.Path }))
+		return joinOne(ctx, slices.DeleteFunc(sockets, func(s sockdiag.Socket) bool { return s.Name != e.Path }))
 	}
 	a, ok := e.Addr() // the zero Addr stands for all
 	if !ok && e.Host == "" {

@@ -60,6 +60,33 @@ func TestHoldersAreThoseInTheWay(t *testing.T) {
 	}
 }
 
+func TestHoldersOfSeveralPlacesAreThoseOfEach(t *testing.T) {
+	ln := listen(t, "tcp", "[::]:0")
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port) }
+	port, clientPort := ln.Addr().(*net.TCPAddr).AddrPort().Port(), client.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+	held, err := HoldersOf(t.Context(), []Place{
+		{fivetuple.TCP, at(port)},
+		{fivetuple.UDP, at(port)},
+		{fivetuple.TCP, netip.AddrPortFrom(netip.IPv6Unspecified(), clientPort)}, // held by a connection alone
+	})
+	if err != nil || len(held) != 3 {
+		t.Fatalf("got %v, %v", held, err)
+	}
+	for i, want := range []int{1, 0, 1} {
+		if len(held[i].Rows) != want || want > 0 && !strings.Contains(held[i].String(), us()) {
+			t.Errorf("place %d: held by %v, want %d sockets of this process", i, held[i], want)
+		}
+	}
+	if none, err := HoldersOf(t.Context(), nil); err != nil || len(none) != 0 {
+		t.Errorf("of no places: got %v, %v", none, err)
+	}
+}
+
 func TestListJoinsSocketsWithTheirOwners(t *testing.T) {
 	ln := listen(t, "tcp4", "127.0.0.1:0")
 	held, err := List(t.Context(), sockdiag.Query{Protocols: []fivetuple.Network{fivetuple.TCP}, LocalPort: ln.Addr().(*net.TCPAddr).AddrPort().Port()})

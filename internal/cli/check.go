@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -53,29 +54,17 @@ func (a *app) checkPorts(ctx context.Context, args []string, f checkFlags) error
 		}
 		wanted = append(wanted, endpoints...)
 	}
-	var taken, failed bool
-	rows := func(yield func(checkRow, error) bool) {
-		for row := range checks(ctx, names, wanted) {
-			switch {
-			case row.State == "error":
-				failed = true
-			case !row.Free:
-				taken = true
-			}
-			if !yield(row, nil) {
-				return
-			}
-		}
+	rows := a.checks(ctx, wanted)
+	for i := range rows {
+		rows[i].Service = names.Name(rows[i].Port, rows[i].Protocol.Protocol().String())
 	}
-	if _, err := printRows(a, "checks", rows, checkColumns); err != nil {
+	if _, err := printRows(a, "checks", eachUntil(rows, ctx.Err()), checkColumns); err != nil {
 		return err
 	}
 	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case failed:
+	case slices.ContainsFunc(rows, func(r checkRow) bool { return r.State == "error" }):
 		return &codeError{code: exitFailed} // the table says why
-	case taken:
+	case slices.ContainsFunc(rows, func(r checkRow) bool { return !r.Free }):
 		return answerIsNo
 	}
 	return nil
@@ -104,6 +93,9 @@ func (f checkFlags) endpoints(ctx context.Context, names *port.Names, arg string
 	}
 	if _, ok := e.Addr(); !ok && e.Host != "" && e.Host != fivetuple.AnyHost {
 		return nil, fmt.Errorf("%q is not an IP address: write one, such as 127.0.0.1, or * for all", e.Host)
+	}
+	if addr, _ := e.Addr(); addr.Is6() && addr.IsLinkLocalUnicast() && addr.Zone() == "" {
+		return nil, fmt.Errorf("link-local address %s needs a zone, as in %s%%eth0", addr, addr)
 	}
 	switch f.proto {
 	case "":
@@ -138,18 +130,28 @@ type checkRow struct {
 	Note    string         `json:"note"`   // why it is not free, or what to mind if it is
 }
 
-func checks(ctx context.Context, names *port.Names, wanted []fivetuple.Endpoint) iter.Seq[checkRow] {
-	return func(yield func(checkRow) bool) {
-		for _, e := range wanted {
-			for n := int(e.Ports.First); n <= int(e.Ports.Last) && ctx.Err() == nil; n++ {
-				row := check(ctx, e.Network, bindAddr(e), uint16(n))
-				row.Service = names.Name(uint16(n), e.Network.Protocol().String())
-				if !yield(row) {
-					return
-				}
+// checks checks all ports that are wanted, those that it comes to before ctx ends.
+func (a *app) checks(ctx context.Context, wanted []fivetuple.Endpoint) []checkRow {
+	var total uint64
+	for _, e := range wanted {
+		total += uint64(e.Ports.Len())
+	}
+	var done atomic.Uint64
+	stop := a.progress(countLine("checked", "ports", func() (uint64, uint64) { return done.Load(), total }))
+	defer stop()
+	var rows []checkRow
+	for _, e := range wanted {
+		for n := int(e.Ports.First); n <= int(e.Ports.Last); n++ {
+			row := check(ctx, e.Network, bindAddr(e), uint16(n))
+			if ctx.Err() != nil {
+				break // the row may say only that
 			}
+			rows = append(rows, row)
+			done.Add(1)
 		}
 	}
+	findHolders(ctx, rows)
+	return rows
 }
 
 func check(ctx context.Context, protocol fivetuple.Network, addr netip.Addr, n uint16) checkRow {
@@ -167,24 +169,34 @@ func check(ctx context.Context, protocol fivetuple.Network, addr netip.Addr, n u
 		row.State, row.Note = "not permitted", row.Err.Error()
 	case errors.Is(row.Err, lease.ErrInUse):
 		row.State = "in use"
-		row.Note, row.Owners = heldBy(ctx, row.Availability)
 	default:
 		row.State, row.Note = "error", row.Err.Error()
 	}
 	return row
 }
 
-// heldBy says who holds a port.
-func heldBy(ctx context.Context, a lease.Availability) (string, []owner.Holder) {
-	owners := []owner.Holder{}
-	held, err := table.Holders(ctx, a.Protocol, netip.AddrPortFrom(a.Address, a.Port))
-	if err != nil {
-		return fmt.Sprintf("who holds it cannot be found out: %v", err), owners
+// findHolders says in the rows of ports in use who holds them. It looks once for
+// all, as each look goes through all processes.
+func findHolders(ctx context.Context, rows []checkRow) {
+	var places []table.Place
+	var inUse []*checkRow
+	for i, r := range rows {
+		if r.State == "in use" {
+			places = append(places, table.Place{Protocol: r.Protocol, At: netip.AddrPortFrom(r.Address, r.Port)})
+			inUse = append(inUse, &rows[i])
+		}
 	}
-	for _, row := range held.Rows {
-		owners = append(owners, row.Owners...)
+	held, err := table.HoldersOf(ctx, places)
+	for i, r := range inUse {
+		if err != nil {
+			r.Note = fmt.Sprintf("who holds it cannot be found out: %v", err)
+			continue
+		}
+		r.Note = "held by " + held[i].String()
+		for _, socket := range held[i].Rows {
+			r.Owners = append(r.Owners, socket.Owners...)
+		}
 	}
-	return "held by " + held.String(), owners
 }
 
 var checkColumns = []column[checkRow]{

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/fivetuple/fivetuple/internal/printable"
 )
 
 // Exit codes.
@@ -17,7 +20,8 @@ const (
 	exitFailed = 3 // it could not be done: permission, no such host, I/O
 )
 
-// codeError is an error with an exit code. err may be nil: nothing is printed.
+// codeError is an error with an exit code. err may be nil: nothing is printed, as
+// the command has said it all.
 type codeError struct {
 	code int
 	err  error
@@ -48,8 +52,11 @@ func (a *app) exit(err error) int {
 		return exitDone
 	case errors.As(err, &coded) && coded.err == nil:
 		return coded.code
+	case errors.Is(err, syscall.EPIPE): // whoever read it has had enough
+		return exitFailed
 	case errors.Is(err, context.Canceled):
-		return exitFailed // interrupted; the command said so
+		a.warn("interrupted")
+		return exitFailed
 	}
 	a.warn("%v", err)
 	if coded != nil {
@@ -70,7 +77,7 @@ func (a *app) warn(format string, args ...any) {
 		if i == 0 {
 			line = "ft: " + line
 		}
-		fmt.Fprintln(a.err, printable(line))
+		fmt.Fprintln(a.err, printable.Escape(line))
 	}
 }
 

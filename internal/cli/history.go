@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"iter"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,29 +43,20 @@ one, if there is one; -o wide shows both. The exit code is 1 if there are none.`
 	f.register(c)
 	c.Flags().StringSliceVar(&f.kinds, "kind", nil, "only events of this `kind`; several with commas")
 	c.Flags().StringVar(&f.host, "host", "", "only events with this `address`, or one of this network, at either end")
-	c.Flags().StringVar(&f.port, "port", "", "only events with this `port` at either end")
+	c.Flags().StringVar(&f.port, "port", "", "only events with this `port`, by number or by service name, at either end")
 	c.Flags().IntVar(&f.limit, "limit", 50, "only the newest `n` of them; 0 for all")
 	return c
 }
 
 func (a *app) showHistory(ctx context.Context, f historyCommandFlags) error {
-	q, err := f.query(time.Now())
+	q, err := f.query(a, time.Now())
 	if err != nil {
 		return &codeError{exitUsage, err}
 	}
-	db, err := f.open(ctx)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	n, err := a.printHistory(db.Query(ctx, q))
-	if err == nil && n == 0 {
-		return no("no event matches")
-	}
-	return err
+	return f.read(ctx, func(db *history.DB) (int, error) { return a.printHistory(db.Query(ctx, q)) })
 }
 
-func (f *historyCommandFlags) query(now time.Time) (history.Query, error) {
+func (f *historyCommandFlags) query(a *app, now time.Time) (history.Query, error) {
 	q, err := f.historyFlags.query(now)
 	if err != nil {
 		return q, err
@@ -86,7 +78,7 @@ func (f *historyCommandFlags) query(now time.Time) (history.Query, error) {
 		}
 	}
 	if f.port != "" {
-		if q.Port, err = parsePort(f.port); err != nil {
+		if q.Port, err = a.parsePortOrName(f.port); err != nil {
 			return q, fmt.Errorf("--port: %w", err)
 		}
 	}
@@ -134,7 +126,22 @@ func (f *historyFlags) query(now time.Time) (q history.Query, err error) {
 	return q, nil
 }
 
-// open opens the history. That there is none is an answer.
+// read opens the history for print, which returns how many rows it printed. That
+// there are none is an answer.
+func (f *historyFlags) read(ctx context.Context, print func(*history.DB) (int, error)) error {
+	db, err := f.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	n, err := print(db)
+	if err == nil && n == 0 {
+		return no("no event matches")
+	}
+	return err
+}
+
+// open opens the history. That there is none is an answer, unless it was named.
 func (f *historyFlags) open(ctx context.Context) (*history.DB, error) {
 	path := f.db
 	if path == "" {
@@ -144,6 +151,9 @@ func (f *historyFlags) open(ctx context.Context) (*history.DB, error) {
 		}
 	}
 	db, err := history.OpenReadOnly(ctx, path, history.Options{})
+	if errors.Is(err, fs.ErrNotExist) && f.db != "" {
+		return nil, fmt.Errorf("history %s: no such file", f.db)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &codeError{exitNo, err}
 	}
@@ -175,7 +185,7 @@ func parseAgo(s string) (time.Duration, bool) {
 	const day = 24 * time.Hour
 	var ago time.Duration
 	if days, rest, ok := strings.Cut(s, "d"); ok {
-		n, err := parsePort(days) // whole, and not too many for a Duration
+		n, err := strconv.ParseUint(days, 10, 16) // so many days fit a Duration
 		if err != nil {
 			return 0, false
 		}

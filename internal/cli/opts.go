@@ -28,11 +28,9 @@ example. A name can be the kernel's constant, too: SO_KEEPALIVE.`,
 func (a *app) listOptions(names []string) error {
 	options, unknown := chosenOptions(names)
 	var err error
-	switch {
-	case len(names) > 0 && len(options) == 0:
-	case len(names) > 0 && a.format == formatTable:
+	if len(names) > 0 && a.format == formatTable {
 		err = showOptions(a.out, options)
-	default:
+	} else {
 		_, err = printRows(a, "options", each(options), optionColumns)
 	}
 	if err != nil {

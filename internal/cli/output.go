@@ -11,12 +11,13 @@ import (
 	"iter"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"github.com/fivetuple/fivetuple/internal/printable"
 )
 
 // The formats of -o.
@@ -96,7 +97,8 @@ func printRows[T any](a *app, name string, rows iter.Seq2[T, error], columns []c
 	return n, err
 }
 
-// printJSON writes the rows as they come.
+// printJSON writes the rows as they come. A document that an error cuts short is
+// not closed: nobody takes it for complete.
 func printJSON[T any](w io.Writer, name string, rows iter.Seq2[T, error]) (int, error) {
 	fmt.Fprintf(w, "{\n  \"schema\": %d,\n  %q: [", schema, name)
 	n := 0
@@ -163,7 +165,7 @@ func printCSV[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T],
 		for i, col := range columns {
 			record[i] = col.csvValue(row)
 			if terminal {
-				record[i] = printable(record[i])
+				record[i] = printable.Escape(record[i])
 			}
 		}
 		c.Write(record)
@@ -177,26 +179,28 @@ func visible[T any](columns []column[T], wide bool) []column[T] {
 	return slices.DeleteFunc(slices.Clone(columns), func(c column[T]) bool { return c.wide && !wide || c.slim && wide })
 }
 
-// printTable reads all rows first, to know how wide the columns are.
+// printTable reads all rows first, to know how wide the columns are. Those before
+// an error are printed.
 func printTable[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T], color bool) (int, error) {
 	var cells [][]string
 	widths := make([]int, len(columns))
 	for i, c := range columns {
 		widths[i] = len(c.head)
 	}
-	for row, err := range rows {
-		if err != nil {
-			return len(cells), err
+	var err error
+	for row, rerr := range rows {
+		if err = rerr; err != nil {
+			break
 		}
 		line := make([]string, len(columns))
 		for i, c := range columns {
-			line[i] = cmp.Or(printable(c.text(row)), "-")
+			line[i] = cmp.Or(printable.Escape(c.text(row)), "-")
 			widths[i] = max(widths[i], utf8.RuneCountInString(line[i]))
 		}
 		cells = append(cells, line)
 	}
 	if len(cells) == 0 {
-		return 0, nil
+		return 0, err
 	}
 	head := make([]string, len(columns))
 	for i, c := range columns {
@@ -212,7 +216,7 @@ func printTable[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T
 	for _, line := range cells {
 		writeLine(w, line, widths, columns)
 	}
-	return len(cells), nil
+	return len(cells), err
 }
 
 func writeLine[T any](w io.Writer, line []string, widths []int, columns []column[T]) {
@@ -231,16 +235,6 @@ func writeLine[T any](w io.Writer, line []string, widths []int, columns []column
 	fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
 }
 
-// printable escapes what would move the cursor or change the terminal.
-func printable(s string) string {
-	unprintable := func(r rune) bool { return !unicode.IsPrint(r) }
-	if utf8.ValidString(s) && strings.IndexFunc(s, unprintable) < 0 {
-		return s
-	}
-	q := strconv.Quote(s)
-	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
-}
-
 // plural writes a count with its noun: "1 port", "2 ports".
 func plural[N int | uint64](n N, noun string) string {
 	if n == 1 {
@@ -250,12 +244,18 @@ func plural[N int | uint64](n N, noun string) string {
 }
 
 // each makes rows of a slice.
-func each[T any](rows []T) iter.Seq2[T, error] {
+func each[T any](rows []T) iter.Seq2[T, error] { return eachUntil(rows, nil) }
+
+// eachUntil makes rows of a slice that the error, unless it is nil, cut short.
+func eachUntil[T any](rows []T, err error) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for _, row := range rows {
 			if !yield(row, nil) {
 				return
 			}
+		}
+		if err != nil {
+			yield(*new(T), err)
 		}
 	}
 }

@@ -11,9 +11,10 @@ import (
 // gives one (systemd.exec(5)), /var/lib/fivetuple for root, and the XDG state
 // directory for others.
 func stateDir() (string, error) {
+	given := givenDir("STATE_DIRECTORY")
 	switch {
-	case os.Getenv("STATE_DIRECTORY") != "":
-		return os.Getenv("STATE_DIRECTORY"), nil
+	case given != "":
+		return given, nil
 	case os.Getuid() == 0:
 		return "/var/lib/fivetuple", nil
 	case os.Getenv("XDG_STATE_HOME") != "":
@@ -28,15 +29,25 @@ func stateDir() (string, error) {
 // root, and the XDG runtime directory for others, or a directory of the user's
 // own where temporary files are.
 func runtimeDir() string {
+	given := givenDir("RUNTIME_DIRECTORY")
 	switch {
-	case os.Getenv("RUNTIME_DIRECTORY") != "":
-		return os.Getenv("RUNTIME_DIRECTORY")
+	case given != "":
+		return given
 	case os.Getuid() == 0:
 		return "/run/fivetuple"
 	case os.Getenv("XDG_RUNTIME_DIR") != "":
 		return filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "fivetuple")
 	}
 	return filepath.Join(os.TempDir(), fmt.Sprintf("fivetuple-%d", os.Getuid()))
+}
+
+// givenDir is the first of the directories in a variable of systemd.exec(5), which
+// has colons between them; "" if there is none.
+func givenDir(variable string) string {
+	if dirs := filepath.SplitList(os.Getenv(variable)); len(dirs) > 0 {
+		return dirs[0]
+	}
+	return ""
 }
 
 // historyPath is the history of this user.

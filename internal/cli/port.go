@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -116,6 +117,18 @@ func parsePort(s string) (uint16, error) {
 		return 0, fmt.Errorf("bad port %q: ports are 1 to 65535", s)
 	}
 	return uint16(n), nil
+}
+
+// parsePortOrName reads a port, or the name of a service that has one.
+func (a *app) parsePortOrName(s string) (uint16, error) {
+	if isNumber(s) {
+		return parsePort(s)
+	}
+	n, err := a.serviceNames().LookupPort(context.Background(), "", s)
+	if errors.Is(err, port.ErrUnknown) {
+		return 0, fmt.Errorf("unknown service %q: write the port number", s)
+	}
+	return uint16(n), err
 }
 
 // serviceNames reads /etc/services. Without it IANA's registry answers alone.

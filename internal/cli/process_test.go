@@ -5,6 +5,10 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -44,6 +48,7 @@ func TestOutputClosedEarlyIsNoError(t *testing.T) {
 func TestInterruptedScanPrintsWhatWasFound(t *testing.T) {
 	for _, tt := range []struct{ format, want string }{
 		{formatTable, "127.0.0.1  8501  open "},
+		{formatJSON, "{\n  \"schema\": 1,\n  \"ports\": [\n    {\"host\":\"127.0.0.1\",\"port\":8501,"},
 		{formatNDJSON, `{"host":"127.0.0.1","port":8501,"protocol":"tcp","state":"open",`},
 	} {
 		t.Run(tt.format, func(t *testing.T) {
@@ -71,10 +76,68 @@ func TestInterruptedScanPrintsWhatWasFound(t *testing.T) {
 			if got := stdout.String(); strings.Count(got, tt.want) != 1 || strings.Contains(got, "8502") {
 				t.Errorf("printed\n%s\nwant once\n%s", got, tt.want)
 			}
+			if tt.format == formatJSON && json.Valid(stdout.Bytes()) {
+				t.Errorf("a document that looks complete:\n%s", &stdout)
+			}
 			if got, want := stderr.String(), "ended after 1 of 2 ports on 1 host in "; !strings.HasPrefix(got, want) || strings.Count(got, "\n") != 1 {
 				t.Errorf("said %q, want %q...", got, want)
 			}
 		})
+	}
+}
+
+// What was checked before the interruption does not look like the whole answer.
+func TestInterruptedCheckSaysSo(t *testing.T) {
+	for _, format := range []string{formatTable, formatJSON, formatNDJSON, formatCSV} {
+		t.Run(format, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			var stdout, stderr bytes.Buffer
+			a := &app{out: &stdout, err: &stderr, format: format}
+			cancel()
+			if code := a.exit(a.checkPorts(ctx, []string{"1-65535"}, checkFlags{})); code != exitFailed {
+				t.Errorf("exit code %d, want %d", code, exitFailed)
+			}
+			if json.Valid(stdout.Bytes()) {
+				t.Errorf("printed a complete document:\n%s", &stdout)
+			}
+			if got, want := stderr.String(), "ft: interrupted\n"; got != want {
+				t.Errorf("said %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestTablePrintsWhatCameBeforeAnError(t *testing.T) {
+	var stdout bytes.Buffer
+	a := &app{out: &stdout, format: formatTable}
+	cut := errors.New("cut short")
+	n, err := printRows(a, "ports", eachUntil([]string{"one", "two"}, cut), []column[string]{{head: "x", text: func(s string) string { return s }}})
+	if got, want := stdout.String(), "X\none\ntwo\n"; n != 2 || err != cut || got != want {
+		t.Errorf("got %d rows, %v:\n%s\nwant\n%s", n, err, got, want)
+	}
+}
+
+// All processes are searched once, not once for each port, which would take many
+// times as long as is allowed here.
+func TestCheckFindsTheHoldersOfManyPortsTogether(t *testing.T) {
+	const first, last = 21000, 22999
+	for port := first; port <= last; port++ {
+		l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	var stdout bytes.Buffer
+	a := &app{out: &stdout, err: t.Output(), format: formatCSV}
+	start := time.Now()
+	err := a.checkPorts(t.Context(), []string{fmt.Sprintf("%d-%d", first, last)}, checkFlags{})
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("took %v", took)
+	}
+	held := fmt.Sprintf("(pid %d,", os.Getpid())
+	if got, want := strings.Count(stdout.String(), held), last-first+1; got != want || err != answerIsNo {
+		t.Errorf("found the holder of %d ports, want of %d; error %v", got, want, err)
 	}
 }
 

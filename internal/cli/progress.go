@@ -13,17 +13,17 @@ const (
 	progressEvery = 500 * time.Millisecond
 )
 
-// progress shows on a terminal how far a long job is, "scanned 1200 of 65535
-// ports, about 40 s left", unless the output is for a program. The job calls
+// progress shows on a terminal that a long job goes on, unless the output is for
+// a program. line says what to show, from how long it took so far. The job calls
 // stop when it ends, before it prints: that takes the line away.
-func (a *app) progress(done, things string, of func() (done, total uint64)) (stop func()) {
+func (a *app) progress(line func(took time.Duration) string) (stop func()) {
 	if !useColor(a.err) || a.format != formatTable && a.format != formatWide {
 		return func() {}
 	}
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		showProgress(a.err, end, done, things, of)
+		showProgress(a.err, end, line)
 	}()
 	return func() {
 		close(end)
@@ -31,7 +31,7 @@ func (a *app) progress(done, things string, of func() (done, total uint64)) (sto
 	}
 }
 
-func showProgress(w io.Writer, end <-chan struct{}, done, things string, of func() (done, total uint64)) {
+func showProgress(w io.Writer, end <-chan struct{}, line func(took time.Duration) string) {
 	const clear = "\r\x1b[K"
 	start := time.Now()
 	timer := time.NewTimer(progressAfter)
@@ -45,11 +45,19 @@ func showProgress(w io.Writer, end <-chan struct{}, done, things string, of func
 			}
 			return
 		case <-timer.C:
-			n, total := of()
-			fmt.Fprintf(w, clear+"%s %d of %d %s%s", done, n, total, things, timeLeft(n, total, time.Since(start)))
+			io.WriteString(w, clear+line(time.Since(start)))
 			shown = true
 			timer.Reset(progressEvery)
 		}
+	}
+}
+
+// countLine is the line of a job that knows how far it is: "scanned 1200 of 65535
+// ports, about 40 s left".
+func countLine(done, things string, of func() (done, total uint64)) func(took time.Duration) string {
+	return func(took time.Duration) string {
+		n, total := of()
+		return fmt.Sprintf("%s %d of %d %s%s", done, n, total, things, timeLeft(n, total, took))
 	}
 }
 
@@ -58,6 +66,10 @@ func timeLeft(done, total uint64, took time.Duration) string {
 	if done == 0 || done > total {
 		return ""
 	}
-	left := time.Duration(float64(took) / float64(done) * float64(total-done))
-	return ", about " + stats.FormatDuration(left.Round(time.Second)) + " left"
+	const year = 365 * 24 * time.Hour
+	left := float64(took) / float64(done) * float64(total-done)
+	if left > float64(year) { // no Duration may be so long
+		return ", more than a year left"
+	}
+	return ", about " + stats.FormatDuration(time.Duration(left).Round(time.Second)) + " left"
 }

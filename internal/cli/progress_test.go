@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,9 +24,9 @@ func TestProgressIsShownAfterTwoSecondsAndTakenAway(t *testing.T) {
 				start, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
 				go func() {
 					defer close(ended)
-					showProgress(&b, end, "scanned", "ports", func() (uint64, uint64) {
+					showProgress(&b, end, countLine("scanned", "ports", func() (uint64, uint64) {
 						return uint64(time.Since(start) / (100 * time.Millisecond)), 100
-					})
+					}))
 				}()
 				time.Sleep(tt.lasts)
 				close(end)
@@ -48,6 +49,7 @@ func TestTimeLeft(t *testing.T) {
 		{50, 100, 10 * time.Second, ", about 10.0 s left"},
 		{1, 241, time.Second, ", about 4m00s left"},
 		{100, 100, time.Second, ", about 0 s left"},
+		{1, math.MaxUint64, time.Second, ", more than a year left"},
 	} {
 		if got := timeLeft(tt.done, tt.total, tt.took); got != tt.want {
 			t.Errorf("timeLeft(%d, %d, %v) = %q, want %q", tt.done, tt.total, tt.took, got, tt.want)

@@ -41,6 +41,7 @@ func Main(args []string, in io.Reader, out, err io.Writer) int {
 }
 
 func (a *app) root() *cobra.Command {
+	var version bool
 	root := &cobra.Command{
 		Use:   "ft",
 		Short: "Everything a port and a socket can do",
@@ -48,8 +49,13 @@ func (a *app) root() *cobra.Command {
 		Example: `  ft demo               see the network application play, with the kernel's view
   ft serve              run it: echo over TCP, UDP and a Unix socket
   ft port check 8080    is the port free, and if not, who holds it`,
-		Args:              noArgs,
-		RunE:              showHelp,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if version {
+				return a.printVersion()
+			}
+			return showHelp(c, args)
+		},
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
@@ -61,11 +67,11 @@ func (a *app) root() *cobra.Command {
 	root.SetHelpFunc(func(c *cobra.Command, _ []string) { writeHelp(c.OutOrStdout(), c) })
 	root.SetUsageFunc(func(c *cobra.Command) error { writeHelp(c.OutOrStderr(), c); return nil })
 	root.SetHelpCommand(helpCommand())
+	root.Flags().BoolVar(&version, "version", false, "print the version, as ft version does")
 	root.PersistentFlags().StringVarP(&a.format, "output", "o", formatTable, "`format` of the results: table, wide, json, ndjson or csv")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return checkFormat(a.format) }
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
-		a.serve(), a.demo(), a.scan(), a.port(), a.history(), a.stats(), a.opts(), a.version(),
+		a.serve(), a.demo(), a.scan(), a.port(), a.history(), a.stats(), a.opts(), a.version(), completion(),
 	)
 	return root
 }

@@ -9,13 +9,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fivetuple/fivetuple/scan"
+	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
+
+// maxParallel is what [scan.Scanner] takes.
+const maxParallel = 65536
 
 type scanFlags struct {
 	ports    string
@@ -23,6 +28,7 @@ type scanFlags struct {
 	parallel int
 	all      bool
 	public   bool
+	options  sockopt.Settings
 }
 
 func (a *app) scan() *cobra.Command {
@@ -44,9 +50,10 @@ The exit code is 0 if a port is open, 1 if none is.`,
 	}
 	c.Flags().StringVarP(&f.ports, "ports", "p", "well-known", "`ports`: 22, 8000-8010, https, well-known, all, or several with commas")
 	c.Flags().DurationVar(&f.timeout, "timeout", 1500*time.Millisecond, "how long a port may take to answer")
-	c.Flags().IntVar(&f.parallel, "parallel", 0, "ask `n` ports at a time at most (default: as many as are good)")
-	c.Flags().BoolVar(&f.all, "all", false, "print closed and filtered ports, too")
+	c.Flags().IntVar(&f.parallel, "parallel", 0, "ask `n` ports at a time at most, up to 65536 (default: as many as are good)")
+	c.Flags().BoolVar(&f.all, "all", false, "print closed and filtered ports, too; only -o ndjson does not keep all of them in memory until the end")
 	c.Flags().BoolVar(&f.public, "public", false, "scan public addresses, too")
+	optFlag(c, &f.options)
 	return c
 }
 
@@ -54,8 +61,8 @@ func (a *app) scanPorts(ctx context.Context, args []string, f scanFlags) error {
 	switch {
 	case f.timeout <= 0:
 		return usage("--timeout %s: want a duration above 0, such as 500ms", f.timeout)
-	case f.parallel < 0:
-		return usage("--parallel %d: want how many ports are asked at a time, or 0", f.parallel)
+	case f.parallel < 0 || f.parallel > maxParallel:
+		return usage("--parallel %d: want how many ports are asked at a time, 1 to %d, or 0", f.parallel, maxParallel)
 	}
 	names := a.serviceNames()
 	ports, err := scan.ParsePorts(f.ports, names)
@@ -70,7 +77,7 @@ func (a *app) scanPorts(ctx context.Context, args []string, f scanFlags) error {
 	case err != nil:
 		return &codeError{exitUsage, err}
 	}
-	s := &scan.Scanner{Timeout: f.timeout, Parallel: f.parallel, Names: names, Public: f.public}
+	s := &scan.Scanner{Timeout: f.timeout, Parallel: f.parallel, Names: names, Public: f.public, Options: f.options}
 	j := &scanJob{app: a, scanner: s, targets: targets, ports: ports, all: f.all}
 	return j.run(ctx)
 }
@@ -96,14 +103,16 @@ func (j *scanJob) run(ctx context.Context) error {
 		_, err = printRows(a, "ports", j.results(ctx), j.columns())
 	} else {
 		var found []scan.Result
-		stop := a.progress("scanned", "ports", j.scanner.Progress)
-		for r := range j.results(ctx) {
-			found = append(found, r)
+		stop := a.progress(countLine("scanned", "ports", j.scanner.Progress))
+		for r, err := range j.results(ctx) {
+			if err == nil {
+				found = append(found, r)
+			}
 		}
 		stop()
 		slices.SortFunc(found, byHostAndPort)
 		if j.asked() > 0 || j.err == nil {
-			_, err = printRows(a, "ports", each(found), j.columns())
+			_, err = printRows(a, "ports", eachUntil(found, j.err), j.columns())
 		}
 	}
 	if j.asked() > 0 {
@@ -113,12 +122,13 @@ func (j *scanJob) run(ctx context.Context) error {
 }
 
 // results yields what is to be printed, and counts all. The error that ends the
-// scan is kept, so that what was found before is printed.
+// scan is kept, too.
 func (j *scanJob) results(ctx context.Context) func(func(scan.Result, error) bool) {
 	return func(yield func(scan.Result, error) bool) {
 		for r, err := range j.scanner.Scan(ctx, j.targets, j.ports) {
 			if err != nil {
 				j.err = err
+				yield(r, err)
 				return
 			}
 			j.states[r.State]++
@@ -162,11 +172,15 @@ func (j *scanJob) summary(took time.Duration) string {
 // only if every port could be asked.
 func (j *scanJob) outcome(printed error) error {
 	switch {
-	case printed != nil:
+	case printed != nil && !errors.Is(printed, j.err):
 		return printed
 	case errors.Is(j.err, scan.ErrPublic):
 		return usage("%w: --public allows them", j.err)
-	case j.err != nil && j.asked() == 0 && !errors.Is(j.err, context.Canceled):
+	case errors.Is(j.err, context.Canceled) && j.asked() > 0:
+		return &codeError{code: exitFailed} // the summary says so
+	case errors.Is(j.err, context.Canceled), errors.As(j.err, new(syscall.Errno)), errors.Is(j.err, errors.ErrUnsupported):
+		return j.err
+	case j.err != nil && j.asked() == 0:
 		return &codeError{exitUsage, j.err}
 	case j.err != nil:
 		return j.err

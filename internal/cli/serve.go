@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/fivetuple/fivetuple/daemon"
 	"github.com/fivetuple/fivetuple/history"
+	"github.com/fivetuple/fivetuple/internal/printable"
 	"github.com/fivetuple/fivetuple/port/lease"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
@@ -40,12 +43,18 @@ history and the state of the ports. SIGHUP reads the file again: services whose
 socket stays the same keep it and their connections.
 
 Without a file it runs TCP echo on 127.0.0.1:8080, UDP echo on 127.0.0.1:8081,
-and a Unix echo socket in the runtime directory.`,
+and a Unix echo socket in the runtime directory; SIGHUP, as when the terminal is
+closed, stops it then.`,
 		Example: `  ft serve                       the three echo services
   ft serve -c ft.yaml            what the file says
   ft serve -c ft.yaml --check    is the file right?`,
 		Args: noArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return a.runServe(c.Context(), f) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if c.Flags().Changed("config") && f.config == "" {
+				return usage("-c names no file")
+			}
+			return a.runServe(c.Context(), f)
+		},
 	}
 	c.Flags().StringVarP(&f.config, "config", "c", "", "configuration `file`, in YAML")
 	c.Flags().BoolVar(&f.check, "check", false, "check the configuration and start nothing")
@@ -58,6 +67,9 @@ and a Unix echo socket in the runtime directory.`,
 func (a *app) runServe(ctx context.Context, f serveFlags) error {
 	load := func() (daemon.Config, error) { return loadConfig(f) }
 	config, err := load()
+	if unread := (*fs.PathError)(nil); errors.As(err, &unread) && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err != nil {
 		return &codeError{exitUsage, err}
 	}
@@ -73,6 +85,8 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 			return err
 		}
 	}
+	// A reader of the log that goes away must not take the services with it.
+	signal.Ignore(syscall.SIGPIPE)
 	// From before the start until after the stop, as the default of SIGHUP is death.
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -82,6 +96,9 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 	d, err := daemon.Start(ctx, config, daemon.Options{Log: log, HistoryPath: path})
 	if err != nil {
 		return err
+	}
+	if f.config == "" {
+		load = nil
 	}
 	reloadUntilDone(ctx, d, hup, load, log)
 
@@ -97,12 +114,16 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 }
 
 // reloadUntilDone reads the configuration again at every hup, until ctx ends.
+// Where there is none to read, hup is the end: the terminal was closed.
 func reloadUntilDone(ctx context.Context, d *daemon.Daemon, hup <-chan os.Signal, load func() (daemon.Config, error), log *slog.Logger) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-hup:
+		}
+		if load == nil {
+			return
 		}
 		config, err := load()
 		if err != nil {
@@ -129,15 +150,43 @@ func loadConfig(f serveFlags) (daemon.Config, error) {
 }
 
 func (a *app) printChecked(f serveFlags, config daemon.Config) error {
-	name := f.config
-	if name == "" {
-		name = "built-in configuration"
-	}
-	fmt.Fprintf(a.out, "%s: ok, %d services\n", name, len(config.Services))
+	rows := []checkedRow{}
 	for _, s := range config.Services {
-		fmt.Fprintf(a.out, "  %s: %s\n", s.Name, s)
+		rows = append(rows, checkedRow{s.Name, s.Kind, s.Listen.String()})
 	}
-	return nil
+	switch a.format {
+	case formatTable, formatWide:
+		var b strings.Builder
+		fmt.Fprintf(&b, "%s: ok, %s\n", printable.Escape(cmp.Or(f.config, "built-in configuration")), plural(len(rows), "service"))
+		for _, r := range rows {
+			fmt.Fprintf(&b, "  %s: %s on %s\n", printable.Escape(r.Name), r.Kind, printable.Escape(r.Listen))
+		}
+		_, err := io.WriteString(a.out, b.String())
+		return err
+	case formatJSON:
+		return writeJSON(a.out, checkedDocument{schema, true, rows}, "\n")
+	}
+	_, err := printRows(a, "", each(rows), checkedColumns)
+	return err
+}
+
+// checkedRow is a service of a configuration that is right.
+type checkedRow struct {
+	Name   string `json:"name"`
+	Kind   string `json:"kind"`
+	Listen string `json:"listen"`
+}
+
+type checkedDocument struct {
+	Schema   int          `json:"schema"`
+	OK       bool         `json:"ok"`
+	Services []checkedRow `json:"services"`
+}
+
+var checkedColumns = []column[checkedRow]{
+	{head: "name", text: func(r checkedRow) string { return r.Name }},
+	{head: "kind", text: func(r checkedRow) string { return r.Kind }},
+	{head: "listen", text: func(r checkedRow) string { return r.Listen }},
 }
 
 func (a *app) logger(f serveFlags) *slog.Logger {
@@ -187,12 +236,14 @@ func (a *app) report(ctx context.Context, d *daemon.Daemon) error {
 
 func (a *app) printReport(services []stats.ServiceCounters, entries []history.Entry, status lease.Status) error {
 	if a.format == formatJSON || a.format == formatNDJSON {
+		// Lists that are empty are [], not null.
+		services, entries, counts := append([]stats.ServiceCounters{}, services...), append([]history.Entry{}, entries...), append([]lease.Count{}, status.Counts...)
 		return writeJSON(a.out, struct {
 			Schema   int                     `json:"schema"`
 			Services []stats.ServiceCounters `json:"services"`
 			Events   []history.Entry         `json:"events"`
-			Ports    []lease.Count           `json:"ports"`
-		}{schema, services, entries, status.Counts}, "\n")
+			Counts   []lease.Count           `json:"counts"`
+		}{schema, services, entries, counts}, "\n")
 	}
 	for i, part := range []struct {
 		title string

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fivetuple/fivetuple/history"
 	"github.com/fivetuple/fivetuple/stats"
 )
 
@@ -19,8 +20,9 @@ func (a *app) stats() *cobra.Command {
 		Use:   "stats",
 		Short: "Connections, bytes and errors of each service",
 		Long: `Adds up what ft serve recorded, by service: connections, bytes received and sent,
-errors, and what is open now. The table ends with the total of all services. The
-exit code is 1 if nothing was recorded.`,
+errors, and what is open now. Bytes of open connections are up to ten seconds
+behind; a UDP client is open until a minute after its last datagram. The table
+ends with the total of all services. The exit code is 1 if nothing was recorded.`,
 		Example: `  ft stats                 since the history began
   ft stats --since 1d      of the last day
   ft stats -o wide         with packets, causes, first and last event`,
@@ -36,20 +38,17 @@ func (a *app) showStats(ctx context.Context, f historyFlags) error {
 	if err != nil {
 		return &codeError{exitUsage, err}
 	}
-	db, err := f.open(ctx)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	services, err := db.Totals(ctx, q)
-	if err != nil {
-		return err
-	}
-	n, err := a.printStats(services)
-	if err == nil && n == 0 {
-		return no("no event matches")
-	}
-	return err
+	return f.read(ctx, func(db *history.DB) (int, error) {
+		stop := a.progress(func(took time.Duration) string {
+			return "adding up events for " + stats.FormatDuration(took.Round(time.Second))
+		})
+		services, err := db.Totals(ctx, q)
+		stop()
+		if err != nil {
+			return 0, err
+		}
+		return a.printStats(services)
+	})
 }
 
 // printStats prints the sums of services, in tables with their total, and

@@ -31,20 +31,22 @@ func (a *app) version() *cobra.Command {
 		Example: `  ft version            ft v1.2.0 (go1.26.8 linux/amd64, commit 0123456789ab)
   ft version -o json    the same for programs`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			v := buildVersion(debug.ReadBuildInfo())
-			var err error
-			switch a.format {
-			case formatTable, formatWide:
-				_, err = fmt.Fprintln(a.out, v)
-			case formatJSON:
-				err = writeJSON(a.out, versionDocument{schema, v}, "\n")
-			default:
-				_, err = printRows(a, "", each([]versionInfo{v}), versionColumns)
-			}
-			return err
-		},
+		RunE: func(*cobra.Command, []string) error { return a.printVersion() },
 	}
+}
+
+func (a *app) printVersion() error {
+	v := buildVersion(debug.ReadBuildInfo())
+	var err error
+	switch a.format {
+	case formatTable, formatWide:
+		_, err = fmt.Fprintln(a.out, v)
+	case formatJSON:
+		err = writeJSON(a.out, versionDocument{schema, v}, "\n")
+	default:
+		_, err = printRows(a, "", each([]versionInfo{v}), versionColumns)
+	}
+	return err
 }
 
 // buildVersion reads what the go command has put into the program (go help buildvcs).

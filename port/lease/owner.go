@@ -6,7 +6,9 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
-	"unicode"
+
+	"github.com/fivetuple/fivetuple/internal/printable"
+	"github.com/fivetuple/fivetuple/owner"
 )
 
 // Owner is the process that a port is leased to.
@@ -38,33 +40,29 @@ func self() Owner {
 	}
 	o := Owner{PID: pid}
 	if u, err := user.Current(); err == nil {
-		o.User = printable(u.Username)
+		o.User = printable.Escape(u.Username)
 	}
 	if len(os.Args) > 0 {
-		o.Command = printable(filepath.Base(os.Args[0]))
+		o.Command = printable.Escape(filepath.Base(os.Args[0]))
 	}
 	return o
+}
+
+// ownerOf describes a process with a Start that no change of the clock moves and
+// no restart of the machine repeats: the boot, and the clock tick in it.
+func ownerOf(pid int) (Owner, error) {
+	p, err := owner.ProcessOf(pid)
+	if err != nil {
+		return Owner{}, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return Owner{}, fmt.Errorf("describe process %d: %w", pid, err)
+	}
+	return Owner{PID: pid, Start: fmt.Sprintf("%s/%d", strings.TrimSpace(string(boot)), p.Start), Command: p.Command, User: p.User}, nil
 }
 
 // String returns "node, pid 12, user alice".
 func (o Owner) String() string {
 	return fmt.Sprintf("%s, pid %d, user %s", o.Command, o.PID, o.User)
-}
-
-func userName(uid string) string {
-	if u, err := user.LookupId(uid); err == nil {
-		return printable(u.Username)
-	}
-	return uid
-}
-
-// printable replaces what would not show on a terminal: a process can give
-// itself any name.
-func printable(s string) string {
-	return strings.Map(func(c rune) rune {
-		if unicode.IsPrint(c) {
-			return c
-		}
-		return '?'
-	}, s)
 }

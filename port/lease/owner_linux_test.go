@@ -2,13 +2,11 @@ package lease
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-	"unicode"
 )
 
 func TestOwnerOfAProcess(t *testing.T) {
@@ -38,20 +36,4 @@ func TestOwnerOfAProcess(t *testing.T) {
 			t.Errorf("no process %d: got %+v, %v, want os.ErrNotExist", pid, o, err)
 		}
 	}
-}
-
-func FuzzParseStat(f *testing.F) {
-	rest := " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20"
-	f.Add("cat", rest)
-	f.Add(") S 1 (\n", rest)
-	f.Add("", "")
-	f.Fuzz(func(t *testing.T, comm, after string) {
-		command, ticks, err := parseStat(fmt.Appendf(nil, "12 (%s)%s", comm, after))
-		if after == rest && (err != nil || ticks != "4711" || command != printable(comm)) {
-			t.Errorf("got %q, %q, %v", command, ticks, err)
-		}
-		if strings.ContainsFunc(command, func(c rune) bool { return !unicode.IsPrint(c) }) {
-			t.Errorf("%q does not print", command)
-		}
-	})
 }
