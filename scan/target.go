@@ -85,8 +85,11 @@ func valid(t Target) ([]Target, error) {
 // lookUp returns one target for each address of a host.
 func lookUp(ctx context.Context, name string) ([]Target, error) {
 	topLevel := name[strings.LastIndexByte(strings.TrimSuffix(name, "."), '.')+1:]
-	if strings.Trim(topLevel, "0123456789.") == "" || strings.Contains(name, ":") {
-		return nil, errors.New("is neither an address nor a host name; ports go into the list of ports")
+	switch {
+	case strings.Contains(name, ":"):
+		return nil, errors.New("is neither an address nor a host name: ports are given apart from the target")
+	case strings.Trim(topLevel, "0123456789.") == "":
+		return nil, errors.New("is neither an address nor a host name")
 	}
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 	if err != nil {

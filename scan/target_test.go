@@ -70,7 +70,7 @@ func TestParseTargetsSaysWhatIsWrong(t *testing.T) {
 		{"", `target "": is neither an address nor a host name`},
 		{"10.0.0.256", `target "10.0.0.256": is neither an address nor a host name`},
 		{"10.0.0.1.", `target "10.0.0.1.": is neither an address nor a host name`},
-		{"localhost:80", `target "localhost:80": is neither an address nor a host name`},
+		{"localhost:80", `target "localhost:80": is neither an address nor a host name: ports are given apart from the target`},
 		{"10.0.0.0/33", `target "10.0.0.0/33": is not a network: write address/bits, such as 10.0.0.0/24`},
 		{"localhost/8", `target "localhost/8": is not a network: write address/bits, such as 10.0.0.0/24`},
 		{"::ffff:10.0.0.0/120", `target "::ffff:10.0.0.0/120": is IPv4 written as IPv6: write the IPv4 network`},

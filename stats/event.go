@@ -9,6 +9,7 @@ package stats
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
@@ -49,7 +50,7 @@ func ParseKind(s string) (Kind, error) {
 			return k, nil
 		}
 	}
-	return KindNone, fmt.Errorf("unknown event kind %q: want one of %v", s, Kinds())
+	return KindNone, fmt.Errorf("unknown event kind %q: want one of %s", s, strings.Join(kindNames[1:], ", "))
 }
 
 // MarshalText implements [encoding.TextMarshaler].
@@ -108,6 +109,3 @@ func Tee(sinks ...Sink) Sink {
 		}
 	})
 }
-
-// Discard drops every event.
-var Discard Sink = SinkFunc(func(Event) {})

@@ -173,7 +173,7 @@ func TestQueueDelayPassesWhileTheSinkIsBusy(t *testing.T) {
 }
 
 func BenchmarkQueueRecord(b *testing.B) {
-	q := NewQueue(Discard, QueueOptions{})
+	q := NewQueue(SinkFunc(func(Event) {}), QueueOptions{})
 	defer q.Close()
 	e := Event{Kind: Accept, Service: "echo"}
 	b.ReportAllocs()

@@ -9,10 +9,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fivetuple/fivetuple/internal/demo"
+	"github.com/fivetuple/fivetuple/sockopt"
 )
 
 func (a *app) demo() *cobra.Command {
-	return &cobra.Command{
+	var options sockopt.Settings
+	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Play the network application, next to the kernel's own view",
 		Long: `demo starts the application of ` + "`ft serve`" + ` on free ports of 127.0.0.1 and plays it:
@@ -27,7 +29,7 @@ are what the step claims; if not, the exit code is 3. It leaves nothing behind.`
 				return usage("ft demo is for people: it has no -o %s", a.format)
 			}
 			signal.Ignore(syscall.SIGPIPE) // so that it can clean up when its reader goes
-			o := demo.Options{Color: useColor(a.out)}
+			o := demo.Options{Color: useColor(a.out), Socket: options}
 			if isTerminal(a.out) {
 				o.Pause = 400 * time.Millisecond
 			}
@@ -38,4 +40,6 @@ are what the step claims; if not, the exit code is 3. It leaves nothing behind.`
 			return err
 		},
 	}
+	optFlag(c, &options)
+	return c
 }

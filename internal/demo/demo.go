@@ -23,6 +23,7 @@ import (
 	"github.com/fivetuple/fivetuple/daemon"
 	"github.com/fivetuple/fivetuple/datagram"
 	"github.com/fivetuple/fivetuple/scan"
+	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 	"github.com/fivetuple/fivetuple/stream"
 	"github.com/fivetuple/fivetuple/table"
@@ -36,8 +37,9 @@ const patience = 3 * time.Second
 
 // Options of a run.
 type Options struct {
-	Pause time.Duration // after each step, for a reader to follow
-	Color bool          // colour the output with ANSI sequences
+	Pause  time.Duration    // after each step, for a reader to follow
+	Color  bool             // colour the output with ANSI sequences
+	Socket sockopt.Settings // set on the services' sockets that have them
 }
 
 // play is a run of the demo.
@@ -103,7 +105,10 @@ func (p *play) listen() error {
 		{Name: "udp-echo", Kind: "echo", Listen: endpoint("udp://127.0.0.1:0")},
 		{Name: "unix-echo", Kind: "echo", Listen: daemon.Endpoint{Endpoint: p.unix}},
 	}}
-	var err error
+	err := c.AddOptions(p.o.Socket)
+	if err != nil {
+		return err
+	}
 	p.app, err = daemon.Start(p.ctx, c, daemon.Options{
 		Log: slog.New(slog.DiscardHandler), HistoryPath: filepath.Join(p.dir, "history.db"),
 	})
