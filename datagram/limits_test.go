@@ -258,20 +258,29 @@ func TestEventsOfAPeerComeInOrder(t *testing.T) {
 		runtime.Gosched() // who holds no lock lets others pass
 		sink.Record(e)
 	})
-	var ends sync.WaitGroup
+	var admits, reviews sync.WaitGroup
 	for socket := range 2 {
-		ends.Go(func() {
+		admits.Go(func() {
 			for i := range rounds {
 				admit(2*i+socket, time.Unix(1000, 0))
 			}
 		})
 	}
-	ends.Go(func() {
-		for range rounds {
+	done := make(chan struct{})
+	reviews.Go(func() {
+		for {
 			s.review(time.Unix(1010, 0))
+			select {
+			case <-done:
+				s.review(time.Unix(1010, 0))
+				return
+			default:
+			}
 		}
 	})
-	ends.Wait()
+	admits.Wait()
+	close(done)
+	reviews.Wait()
 	if got := len(sink.of(stats.Data)); got == 0 {
 		t.Fatal("no Data events")
 	}
