@@ -6,6 +6,9 @@ DESTDIR ?=
 ONLY    ?=
 FUZZ    ?= 5s
 
+# Where an ordinary user's PATH lacks them: nft, ip.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 # Programs that the tests run as peers and referees, and the Debian packages they are in.
 TOOLS    = ip ss nft nc setpriv unshare mount script nmap
 PACKAGES = iproute2 nftables netcat-openbsd util-linux mount bsdutils netbase nmap
@@ -36,7 +39,7 @@ tools: ## install the Debian packages that the tests need, or say which
 	fi
 
 lint: ## gofmt, go vet, staticcheck
-	@files=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$files" ]; then echo "gofmt -w:" $$files >&2; exit 1; fi
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "gofmt -w:" $$files >&2; exit 1; fi
 	$(GO) vet ./... && cd race && $(GO) vet ./...
 	$(GO) tool staticcheck ./...
 

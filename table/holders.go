@@ -161,7 +161,13 @@ func (e *InUseError) Error() string {
 	if len(e.Held.Rows) == 0 {
 		return s + "nobody holds it any more: try again"
 	}
-	return s + fmt.Sprintf("held by %s: stop it, or choose another", e.Held)
+	s += fmt.Sprintf("held by %s", e.Held)
+	for _, row := range e.Held.Rows {
+		if row.Inode != 0 { // a socket of somebody, who can be stopped
+			return s + ": stop it, or choose another"
+		}
+	}
+	return s
 }
 
 func (e *InUseError) Unwrap() error { return e.err }

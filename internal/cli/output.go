@@ -89,7 +89,7 @@ func printRows[T any](a *app, name string, rows iter.Seq2[T, error], columns []c
 	case formatCSV:
 		n, err = printCSV(w, rows, visible(columns, true), isTerminal(a.out))
 	default:
-		n, err = printTable(w, rows, visible(columns, a.format == formatWide), useColor(a.out))
+		n, err = printTable(w, rows, visible(columns, a.format == formatWide), useColor(a.out), terminalWidth(a.out))
 	}
 	if ferr := w.Flush(); err == nil {
 		err = ferr
@@ -180,8 +180,9 @@ func visible[T any](columns []column[T], wide bool) []column[T] {
 }
 
 // printTable reads all rows first, to know how wide the columns are. Those before
-// an error are printed.
-func printTable[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T], color bool) (int, error) {
+// an error are printed. A last column that goes beyond width is folded under
+// itself; width 0 is no bound.
+func printTable[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T], color bool, width int) (int, error) {
 	var cells [][]string
 	widths := make([]int, len(columns))
 	for i, c := range columns {
@@ -213,10 +214,40 @@ func printTable[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T
 	if color {
 		fmt.Fprint(w, "\x1b[0m")
 	}
+	last := len(columns) - 1
+	room := width - 2*last
+	for _, n := range widths[:last] {
+		room -= n
+	}
 	for _, line := range cells {
-		writeLine(w, line, widths, columns)
+		parts := fold(line[last], room)
+		for i, part := range parts {
+			line[last] = part
+			writeLine(w, line, widths, columns)
+			if i == 0 {
+				line = make([]string, len(columns))
+			}
+		}
 	}
 	return len(cells), err
+}
+
+// fold breaks text at spaces into lines that fit the room, if that is enough
+// for a word or two.
+func fold(s string, room int) (lines []string) {
+	const least = 20
+	for room >= least && utf8.RuneCountInString(s) > room {
+		runes := []rune(s)
+		at := room
+		for i := room; i > room/2; i-- {
+			if runes[i] == ' ' {
+				at = i
+				break
+			}
+		}
+		lines, s = append(lines, string(runes[:at])), strings.TrimLeft(string(runes[at:]), " ")
+	}
+	return append(lines, s)
 }
 
 func writeLine[T any](w io.Writer, line []string, widths []int, columns []column[T]) {
@@ -263,6 +294,19 @@ func eachUntil[T any](rows []T, err error) iter.Seq2[T, error] {
 func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// terminalWidth is the width of the terminal that w is, 0 if it is none.
+func terminalWidth(w any) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // useColor says whether w is a terminal that wants colour (no-color.org).
