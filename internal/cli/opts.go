@@ -14,8 +14,8 @@ func (a *app) opts() *cobra.Command {
 	return &cobra.Command{
 		Use:   "opts [NAME...]",
 		Short: "List the socket options, or show some in full",
-		Long: `Lists the socket options that --opt takes, with the values that a new socket
-of this machine has. With names it shows those options in full, each with an
+		Long: `Lists the socket options that --opt takes, with the values that a new TCP
+socket (or the kind that has the option) of this machine has. With names it shows those options in full, each with an
 example. A name can be the kernel's constant, too: SO_KEEPALIVE.`,
 		Example: `  ft opts                 every socket option there is
   ft opts keepalive       what it does, how it is written, an example
@@ -82,9 +82,10 @@ func newOptionRow(o sockopt.Option) optionRow {
 var optionColumns = []column[optionRow]{
 	{head: "name", text: func(o optionRow) string { return o.Name }},
 	{head: "kind", text: func(o optionRow) string { return o.Kind.String() }},
-	{head: "unit", text: func(o optionRow) string { return o.Unit }},
-	{head: "sockets", text: func(o optionRow) string { return o.Sockets.String() }},
-	{head: "default", text: func(o optionRow) string { return o.Default }},
+	{head: "unit", wide: true, text: func(o optionRow) string { return o.Unit }},
+	{head: "sockets", wide: true, text: func(o optionRow) string { return o.Sockets.String() }},
+	{head: "default", slim: true, text: shortDefault},
+	{head: "default", wide: true, text: func(o optionRow) string { return o.Default }},
 	{head: "constant", wide: true, text: func(o optionRow) string { return o.Constant }},
 	{head: "level", wide: true, text: func(o optionRow) string { return o.LevelName() }},
 	{head: "access", wide: true, text: func(o optionRow) string { return o.Access.String() }},
@@ -145,4 +146,17 @@ func optFlag(c *cobra.Command, settings *sockopt.Settings) {
 		}
 		return names, cobra.ShellCompDirectiveNoSpace
 	})
+}
+
+// shortDefault leaves out reports, which are no setting that a socket begins
+// with, and cuts what would take the room of the text beside it.
+func shortDefault(o optionRow) string {
+	const most = 12
+	if o.Kind == sockopt.Report || o.Kind == sockopt.Hex {
+		return ""
+	}
+	if text := []rune(o.Default); len(text) > most {
+		return string(text[:most-1]) + "…"
+	}
+	return o.Default
 }

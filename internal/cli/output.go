@@ -235,7 +235,7 @@ func printTable[T any](w io.Writer, rows iter.Seq2[T, error], columns []column[T
 // fold breaks text at spaces into lines that fit the room, if that is enough
 // for a word or two.
 func fold(s string, room int) (lines []string) {
-	const least = 20
+	const least = 15
 	for room >= least && utf8.RuneCountInString(s) > room {
 		runes := []rune(s)
 		at := room

@@ -33,7 +33,7 @@ func TestATableFoldsItsLastColumnToTheTerminal(t *testing.T) {
 	for width, want := range map[int]string{
 		0:  "A     B\nname  one two three four five six seven\nn     xxxxxxxxxxxxxxxxxxxxxxxxx\n",
 		26: "A     B\nname  one two three four\n      five six seven\nn     xxxxxxxxxxxxxxxxxxxx\n      xxxxx\n",
-		20: "A     B\nname  one two three four five six seven\nn     xxxxxxxxxxxxxxxxxxxxxxxxx\n",
+		19: "A     B\nname  one two three four five six seven\nn     xxxxxxxxxxxxxxxxxxxxxxxxx\n",
 	} {
 		var b strings.Builder
 		if n, err := printTable(&b, each(rows), columns, false, width); n != 2 || err != nil || b.String() != want {
