@@ -181,37 +181,6 @@ func TestHandlersReadThroughWrappedConnections(t *testing.T) {
 	}
 }
 
-func TestASeqpacketRecordThatDoesNotFitIsAnErrorAndNotCut(t *testing.T) {
-	ev := newEvents()
-	c := dial(t, serve(t, &Server{Handler: Echo(), Sink: ev}, "seqpacket://@stream-test-long"))
-	if _, err := c.Write(make([]byte, chunkSize+1)); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := c.Read(make([]byte, 100)); err == nil {
-		t.Errorf("got %d bytes of a record that does not fit", n)
-	}
-	if end := ev.wait(t, "disconnect", kindIs(stats.Disconnect)); !strings.Contains(end.Err, "a record of more than 65536 bytes") {
-		t.Errorf("got %+v", end)
-	}
-}
-
-func TestTheLastLineOfAChatNeedsNoEnd(t *testing.T) {
-	s := &Server{Handler: Chat()}
-	ln := serve(t, s, "0")
-	a := dial(t, ln)
-	waitForConns(t, s, 1)
-	b := dial(t, ln)
-	waitForConns(t, s, 2)
-	io.WriteString(b, "one\ntwo\x1b[31m")
-	b.(*net.TCPConn).CloseWrite()
-	io.ReadAll(b)
-	a.(*net.TCPConn).CloseWrite()
-	got, err := io.ReadAll(a)
-	if err != nil || !strings.HasSuffix(string(got), "[2] one\n[2] two[31m\n") {
-		t.Errorf("got %q, %v", got, err)
-	}
-}
-
 func TestClientNamesTheEndpointWhenItsContextEnds(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -169,18 +168,6 @@ func TestEchoOverEveryTransportReturnsTheBytesAndThenEOF(t *testing.T) {
 				t.Errorf("local end is %v, want %v", end.Tuple.Local, want)
 			}
 		})
-	}
-}
-
-func TestSeqpacketEchoKeepsRecords(t *testing.T) {
-	ln := serve(t, &Server{Handler: Echo()}, "seqpacket://@stream-test-seq")
-	c := dial(t, ln)
-	for _, record := range []string{"one", "three four"} {
-		fmt.Fprint(c, record)
-	}
-	b := make([]byte, 100)
-	if n, err := c.Read(b); err != nil || string(b[:n]) != "one" {
-		t.Errorf("got %q, %v", b[:n], err)
 	}
 }
 
@@ -452,61 +439,6 @@ func TestShutdownClosesQuietConnectionsAndResetsBusyOnes(t *testing.T) {
 	}
 }
 
-func TestChatSpeaksToAllAndToOne(t *testing.T) {
-	ln := serve(t, &Server{Handler: Chat()}, "0")
-	line := func(c net.Conn) string {
-		var b []byte
-		for {
-			ch := readFull(t, c, 1)
-			if ch[0] == '\n' {
-				return string(b)
-			}
-			b = append(b, ch[0])
-		}
-	}
-	a := dial(t, ln)
-	if got := line(a); !strings.HasPrefix(got, "* you are 1;") {
-		t.Fatalf("got %q", got)
-	}
-	b := dial(t, ln)
-	line(b)
-	fmt.Fprint(a, "hel")
-	fmt.Fprint(a, "lo\r\n/to 2 psst\n/to 9 x\n/who\n")
-	for _, want := range []string{"[1] hello", "[1 to you] psst"} {
-		if got := line(b); got != want {
-			t.Errorf("b got %q, want %q", got, want)
-		}
-	}
-	for _, want := range []string{"[1] hello", "* nobody here is 9", "* here: 1 2"} {
-		if got := line(a); got != want {
-			t.Errorf("a got %q, want %q", got, want)
-		}
-	}
-	fmt.Fprint(a, "/quit\n")
-	if _, err := a.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("after /quit: %v", err)
-	}
-	fmt.Fprint(b, strings.Repeat("x", maxChatLine+1))
-	if _, err := io.ReadAll(b); err != nil && !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("after too long a line: %v", err)
-	}
-}
-
-func TestDaytimeAndChargen(t *testing.T) {
-	got, err := io.ReadAll(dial(t, serve(t, &Server{Handler: Daytime()}, "0")))
-	if _, perr := time.Parse("Monday, January 2, 2006 15:04:05-MST\r\n", string(got)); err != nil || perr != nil {
-		t.Errorf("daytime: %q, %v, %v", got, err, perr)
-	}
-	c := dial(t, serve(t, &Server{Handler: Chargen()}, "0"))
-	lines := readFull(t, c, 74*96)
-	if got, want := string(lines[:74]), ` !"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\]^_`+"`abcdefg\r\n"; got != want {
-		t.Errorf("first line %q, want %q", got, want)
-	}
-	if !bytes.Equal(lines[:74], lines[74*95:]) {
-		t.Error("the pattern does not begin again after 95 lines")
-	}
-}
-
 func TestOptionsHoldOnAcceptedConnections(t *testing.T) {
 	var opts sockopt.Settings
 	if err := opts.Set("nodelay=off,keepalive=31s/7s/4,rcvbuf=64KiB"); err != nil {
@@ -584,67 +516,6 @@ func TestClosingTheListenerEndsServeButNotItsConnections(t *testing.T) {
 	c.Write([]byte("2"))
 	readFull(t, c, 1)
 	if err := s.Shutdown(t.Context()); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestUnixListenerReplacesOnlyWhatNobodyListensOn(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "s")
-	listen := func(mode os.FileMode) (net.Listener, error) {
-		return ListenConfig{Mode: mode}.Listen(t.Context(), endpoint(t, "unix://"+path))
-	}
-	first, err := listen(0o640)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info, _ := os.Stat(path); info.Mode().Perm() != 0o640 {
-		t.Errorf("mode is %v, want 0640", info.Mode().Perm())
-	}
-	if _, err := listen(0); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("a second listener: %v, want EADDRINUSE", err)
-	}
-	first.(*unixListener).UnixListener.Close() // as a killed process: the file stays
-	second, err := listen(0)
-	if err != nil {
-		t.Fatalf("a stale file was not replaced: %v", err)
-	}
-	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
-		t.Errorf("default mode is %v, want 0600", info.Mode().Perm())
-	}
-	os.Remove(path)
-	third, err := listen(0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	second.Close()
-	if _, err := os.Stat(path); err != nil {
-		t.Error("closing a replaced listener removed its successor's file")
-	}
-	third.Close()
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Error("closing left the file behind")
-	}
-	os.Mkdir(path, 0o700)
-	if _, err := listen(0); err == nil || !strings.Contains(err.Error(), "is a directory, not a socket") {
-		t.Errorf("a directory at the path: %v", err)
-	}
-}
-
-func TestClosingAUnixListenerTwiceLeavesItsSuccessorsFile(t *testing.T) {
-	e := endpoint(t, "unix://"+filepath.Join(t.TempDir(), "s"))
-	first, err := ListenConfig{}.Listen(t.Context(), e)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first.Close()
-	second, err := ListenConfig{}.Listen(t.Context(), e)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer second.Close()
-	first.Close() // the new file may well have the old one's inode number
-	if _, err := os.Stat(e.Path); err != nil {
 		t.Error(err)
 	}
 }
