@@ -21,6 +21,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/history"
+	"github.com/fivetuple/fivetuple/internal/lab"
 	"github.com/fivetuple/fivetuple/stats"
 )
 
@@ -29,6 +30,7 @@ func TestMain(m *testing.M) {
 		serveUntilKilled()
 		return
 	}
+	lab.Enter() // where no other program takes ports
 	goleak.VerifyTestMain(m)
 }
 

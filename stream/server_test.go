@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/nettest"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/lab"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -30,6 +31,7 @@ func TestMain(m *testing.M) {
 		f()
 		return
 	}
+	lab.Enter() // where no other program takes ports
 	goleak.VerifyTestMain(m)
 }
 
