@@ -3,10 +3,8 @@ package history
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -235,60 +233,5 @@ func TestReadOnlyDirectory(t *testing.T) {
 	}
 	if _, err := os.Stat(path + "-shm"); err == nil {
 		t.Error("the read-only directory was written to")
-	}
-}
-
-// An ordinary user asks for the history of a service that runs as root, say.
-func TestErrorsSayThatPermissionIsMissing(t *testing.T) {
-	d := open(t, Options{})
-	record(t, d, sample(0))
-	d.Close()
-	dir := filepath.Dir(d.path)
-	for _, tc := range []struct {
-		name       string
-		file, dir  fs.FileMode
-		read, open bool // are refused
-	}{
-		{"nothing", 0, 0o700, true, true},
-		{"read the file", 0o400, 0o700, false, true},
-		{"read the directory", 0o600, 0o500, false, true},
-		{"name the directory", 0o600, 0, true, true},
-		{"all", 0o600, 0o700, false, false},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			os.Chmod(d.path, tc.file)
-			os.Chmod(dir, tc.dir)
-			dropCapabilities(t)
-			r, err := OpenReadOnly(t.Context(), d.path, Options{})
-			if refused := errors.Is(err, fs.ErrPermission); refused != tc.read || !refused && err != nil {
-				t.Errorf("OpenReadOnly: %v; want it refused: %v", err, tc.read)
-			}
-			if err == nil {
-				if n := len(query(t, r, Query{})); n != 1 {
-					t.Errorf("%d events, want 1", n)
-				}
-				r.Close()
-			}
-			rw, err := Open(t.Context(), d.path, Options{})
-			if refused := errors.Is(err, fs.ErrPermission); refused != tc.open || !refused && err != nil {
-				t.Errorf("Open: %v; want it refused: %v", err, tc.open)
-			}
-			if err == nil {
-				rw.Close()
-			}
-		})
-		os.Chmod(dir, 0o700)
-		os.Chmod(d.path, 0o600)
-	}
-}
-
-// dropCapabilities makes root obey file modes, in this goroutine: its thread
-// is not unlocked and ends with it.
-func dropCapabilities(t *testing.T) {
-	runtime.LockOSThread()
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var none [2]unix.CapUserData
-	if err := unix.Capset(&header, &none[0]); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -16,31 +16,22 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
-	"net/url"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
+	"github.com/fivetuple/fivetuple/internal/sqlitefile"
 )
 
 var (
 	// ErrDamaged says that the file is not SQLite's or was damaged. Nothing was changed.
-	ErrDamaged = errors.New("the file is damaged or not an SQLite database; it was left as it is: move it away to begin a new history")
+	ErrDamaged = sqlitefile.ErrDamaged
 	// ErrForeign says that the file is an SQLite database of something else. Nothing was changed.
-	ErrForeign = errors.New("the file is an SQLite database but not a history of ft; it was left as it is: name another file")
+	ErrForeign = sqlitefile.ErrForeign
 	// ErrNewer says that a newer version wrote the file. Nothing was changed.
-	ErrNewer = errors.New("the file was written by a newer version of ft: use that one, or name another file")
+	ErrNewer = sqlitefile.ErrNewer
 )
-
-// busyTimeout is how long to wait for another process that writes.
-const busyTimeout = 5 * time.Second
 
 // Options tune a [DB]. The zero value works.
 type Options struct {
@@ -81,26 +72,31 @@ type DB struct {
 // its directories (mode 0600 and 0700) if it is not there. It fails with
 // [ErrDamaged], [ErrForeign] or [ErrNewer] for files it must not touch.
 func Open(ctx context.Context, path string, opts Options) (*DB, error) {
-	return openWith(ctx, path, opts, (*DB).open)
+	return openWith(ctx, path, opts, format.Open)
 }
 
 // OpenReadOnly opens an existing history for reading; another process may be
 // recording into it, and its directory may be read-only. Without a history
-// the error wraps [fs.ErrNotExist].
+// the error wraps [io/fs.ErrNotExist].
 func OpenReadOnly(ctx context.Context, path string, opts Options) (*DB, error) {
-	return openWith(ctx, path, opts, (*DB).openReadOnly)
+	d, err := openWith(ctx, path, opts, format.OpenReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	d.readOnly = true
+	return d, nil
 }
 
-func openWith(ctx context.Context, path string, opts Options, open func(*DB, context.Context) error) (*DB, error) {
-	d := &DB{path: path, opts: opts.withDefaults()}
-	var err error
-	if d.path, err = filepath.Abs(path); err == nil {
-		err = open(d, ctx)
-	}
+func openWith(ctx context.Context, path string, opts Options, open func(context.Context, string) (*sql.DB, error)) (*DB, error) {
+	abs, err := filepath.Abs(path)
 	if err != nil {
-		return nil, d.wrap(err)
+		return nil, format.Wrap(path, err)
 	}
-	return d, nil
+	pool, err := open(ctx, abs)
+	if err != nil {
+		return nil, err
+	}
+	return &DB{path: abs, opts: opts.withDefaults(), pool: pool}, nil
 }
 
 // Close closes the writer, if there is one, and the file.
@@ -121,27 +117,11 @@ func (d *DB) handle() *sql.DB {
 	return d.pool
 }
 
-// open creates or checks the file and replaces the pool.
-func (d *DB) open(ctx context.Context) error {
-	if err := os.MkdirAll(filepath.Dir(d.path), 0o700); err != nil {
-		return err
-	}
-	if err := createFile(d.path); err != nil {
-		return err
-	}
-	for _, name := range []string{d.path, filepath.Dir(d.path)} {
-		if err := checkWritable(name); err != nil {
-			return err
-		}
-	}
-	pool, err := connect(ctx, d.path, "_sync=NORMAL&_txlock=immediate"+
-		"&_pragma=wal_autocheckpoint(0)"+ // the writer's checkpoints run beside it
-		fmt.Sprintf("&_pragma=journal_size_limit(%d)", maxLog*pageSize))
+// reopen creates or checks the file again and replaces the pool.
+func (d *DB) reopen(ctx context.Context) error {
+	pool, err := format.Open(ctx, d.path)
 	if err != nil {
 		return err
-	}
-	if err := prepareSchema(ctx, pool); err != nil {
-		return errors.Join(err, pool.Close())
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -149,118 +129,6 @@ func (d *DB) open(ctx context.Context) error {
 	return nil
 }
 
-// createFile makes an empty file with mode 0600, which SQLite's companion
-// files inherit. An existing file is only looked at: opening and closing it
-// would drop the locks that SQLite holds on it in this process (fcntl(2)).
-func createFile(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err == nil {
-		return f.Close()
-	}
-	if !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return checkFile(path)
-}
-
-func checkFile(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("is not a regular file (%s)", info.Mode())
-	}
-	if n := info.Size(); n > 0 && n < 512 { // SQLite's smallest page; it would take the file for an empty one
-		return ErrDamaged
-	}
-	return nil
-}
-
-func (d *DB) openReadOnly(ctx context.Context) error {
-	d.readOnly = true
-	err := checkFile(d.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return errEmpty
-	}
-	if err == nil {
-		err = checkReadable(d.path)
-	}
-	if err != nil {
-		return err
-	}
-	d.pool, err = connectReadOnly(ctx, d.path, "mode=ro")
-	if !hasCode(err, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) {
-		return err
-	}
-	// The directory is read-only. If nobody writes, the companion files that
-	// cannot be made there are not needed.
-	if hasLog(d.path) {
-		return fmt.Errorf("its log (%s-wal) cannot be read in a read-only directory: copy both files to another one (%w)", filepath.Base(d.path), err)
-	}
-	d.pool, err = connectReadOnly(ctx, d.path, "immutable=1")
-	return err
-}
-
-func connectReadOnly(ctx context.Context, path, mode string) (*sql.DB, error) {
-	pool, err := connect(ctx, path, mode)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkSchema(ctx, pool); err != nil {
-		return nil, errors.Join(err, pool.Close())
-	}
-	return pool, nil
-}
-
-// hasLog says whether there may be committed events that are not in the main file yet.
-func hasLog(path string) bool {
-	info, err := os.Stat(path + "-wal")
-	return err == nil && info.Size() > 0
-}
-
-// connect opens the file at an absolute path.
-func connect(ctx context.Context, path, params string) (*sql.DB, error) {
-	path = filepath.ToSlash(path)
-	if !strings.HasPrefix(path, "/") {
-		path = "/" + path // C:/... : https://www.sqlite.org/uri.html
-	}
-	dsn := "file://" + (&url.URL{Path: path}).EscapedPath() +
-		fmt.Sprintf("?_busy_timeout=%d&_error_rc=1&", busyTimeout.Milliseconds()) + params
-	pool, err := sql.Open("sqlite", dsn)
-	if err != nil {
-		return nil, err
-	}
-	if err := pool.PingContext(ctx); err != nil {
-		return nil, errors.Join(err, pool.Close())
-	}
-	return pool, nil
-}
-
-// wrap names the file and says what to do about SQLite's errors.
-func (d *DB) wrap(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case hasCode(err, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-		err = fmt.Errorf("%w (%w)", ErrDamaged, err)
-	case hasCode(err, sqlite3.SQLITE_FULL), hasCode(err, sqlite3.SQLITE_IOERR_SHMSIZE):
-		err = fmt.Errorf("the disk is full: %w", err)
-	}
-	return fmt.Errorf("history %s: %w", d.path, err)
-}
-
-// hasCode says whether err is one of SQLite's with one of the result codes,
-// primary or extended (https://www.sqlite.org/rescode.html).
-func hasCode(err error, codes ...int) bool {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	for _, code := range codes {
-		if e.Code() == code || e.Code()&0xff == code {
-			return true
-		}
-	}
-	return false
-}
+// wrap names the file and says what to do about SQLite's errors. Those of
+// opening it are wrapped already.
+func (d *DB) wrap(err error) error { return format.Wrap(d.path, err) }

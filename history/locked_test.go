@@ -5,10 +5,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fivetuple/fivetuple/internal/sqlitefile"
 )
 
 // lockFile takes SQLite's lock from another connection, as VACUUM does, and
-// returns how to give it back. The writer does not wait the whole busyTimeout.
+// returns how to give it back. The writer does not wait the whole BusyTimeout.
 func lockFile(t *testing.T, w *Writer) (unlock func()) {
 	t.Helper()
 	w.rec.mu.Lock()
@@ -16,7 +18,7 @@ func lockFile(t *testing.T, w *Writer) (unlock func()) {
 	if _, err := w.rec.session.conn.ExecContext(t.Context(), "PRAGMA busy_timeout = 1"); err != nil {
 		t.Fatal(err)
 	}
-	other, err := connect(t.Context(), w.rec.db.path, "_txlock=immediate")
+	other, err := format.Open(t.Context(), w.rec.db.path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +94,7 @@ func TestLockedFileDoesNotHoldUpClose(t *testing.T) {
 	if err := w.Close(); !isLocked(err) {
 		t.Errorf("closed with %v, want that the file is locked", err)
 	}
-	if took := time.Since(began); took > busyTimeout {
+	if took := time.Since(began); took > sqlitefile.BusyTimeout {
 		t.Errorf("Close took %v", took)
 	}
 	if lost := int(w.Lost()); lost != recorded {

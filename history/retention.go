@@ -69,7 +69,7 @@ func (r *recorder) prune() bool {
 	}
 	more, err := r.session.prune(r.db.opts)
 	if err != nil && !isLocked(err) { // what is locked can be pruned later
-		r.fail(err, 0)
+		r.fail(r.db.wrap(err), 0)
 	}
 	return more && err == nil
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fivetuple/fivetuple/internal/sqlitefile"
 	"github.com/fivetuple/fivetuple/stats"
 	sqlite3 "modernc.org/sqlite/lib"
 )
@@ -149,12 +150,12 @@ func (r *recorder) commit(events []stats.Event) error {
 	if err := r.prepare(); err != nil {
 		return err
 	}
-	return r.session.commit(events)
+	return r.db.wrap(r.session.commit(events))
 }
 
-// isLocked says that another process held the lock for all of the busyTimeout.
+// isLocked says that another process held the lock for all of sqlitefile.BusyTimeout.
 func isLocked(err error) bool {
-	return hasCode(err, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+	return sqlitefile.HasCode(err, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 }
 
 // wait returns whether to try again, and says the first time that the file is
@@ -181,12 +182,12 @@ func (r *recorder) prepare() error {
 		r.db.opts.Log.Warn("history file was removed or replaced: opening it anew", "file", r.db.path)
 		r.drop()
 	}
-	if err := r.db.open(context.Background()); err != nil {
+	if err := r.db.reopen(context.Background()); err != nil {
 		return err
 	}
 	s, err := newSession(r.db.path, r.db.handle())
 	if err != nil {
-		return errors.Join(err, r.db.handle().Close())
+		return r.db.wrap(errors.Join(err, r.db.handle().Close()))
 	}
 	r.session = s
 	return nil
@@ -204,12 +205,12 @@ func (r *recorder) drop() {
 // a kind that passes, the file is opened anew for the next try.
 func (r *recorder) fail(err error, lost int) {
 	if r.fault == nil {
-		r.fault = r.db.wrap(err)
+		r.fault = err
 		r.db.opts.Log.Error("history stops; everything else goes on", "err", r.fault, "retry", r.db.opts.Retry)
 	}
 	r.retry = time.Now().Add(r.db.opts.Retry)
 	r.lost.Add(uint64(lost))
-	if r.session != nil && !hasCode(err, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) && !isLocked(err) {
+	if r.session != nil && !sqlitefile.HasCode(err, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) && !isLocked(err) {
 		r.drop()
 	}
 }

@@ -165,6 +165,46 @@ func TestRemovedDirectoryStopsHistoryOnce(t *testing.T) {
 	log.want(t, map[string]int{"was removed or replaced": 1, "history stops": 1, "history goes on": 1})
 }
 
+func TestWhatStopsHistoryNamesTheFileOnce(t *testing.T) {
+	remove := func(w *Writer) {
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			os.Remove(w.rec.db.path + suffix)
+		}
+	}
+	record := func(w *Writer) {
+		w.Record(sample(0))
+		w.Flush(t.Context())
+	}
+	breakSession := func(w *Writer, how func(*session)) {
+		w.rec.mu.Lock()
+		defer w.rec.mu.Unlock()
+		how(w.rec.session)
+	}
+	for name, stop := range map[string]func(w *Writer){
+		"a commit":  func(w *Writer) { breakSession(w, func(s *session) { s.insert.Close() }); record(w) },
+		"pruning":   func(w *Writer) { breakSession(w, func(s *session) { s.conn.Close() }); w.rec.prune() },
+		"reopening": func(w *Writer) { remove(w); os.Mkdir(w.rec.db.path, 0o700); record(w) },
+		"a new run": func(w *Writer) {
+			remove(w)
+			os.Rename(w.rec.db.path+"-runs", w.rec.db.path+"-old")
+			os.Mkdir(w.rec.db.path+"-runs", 0o700)
+			record(w)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log lines
+			d := open(t, Options{Log: log.logger(), Retry: time.Hour})
+			w := newWriter(t, d)
+			stop(w)
+			err := w.rec.stopped()
+			if prefix := "history " + d.path + ": "; err == nil || !strings.HasPrefix(err.Error(), prefix) || strings.Count(err.Error(), prefix) != 1 {
+				t.Errorf("stopped by %v, want one %q", err, prefix)
+			}
+			w.Close()
+		})
+	}
+}
+
 // Whatever is done to the files, the process lives, no Record waits, and the
 // file is either whole or refused when it is opened again.
 func TestDamageWhileRecording(t *testing.T) {
