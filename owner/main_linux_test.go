@@ -2,8 +2,10 @@ package owner
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -44,6 +47,34 @@ func TestMain(m *testing.M) {
 		var s searcher
 		fmt.Println(denied(s.descriptors(dir)), mayHoldSockets(dir))
 		os.Exit(0)
+	case "end-first-thread": // and go on with the others
+		go func() {
+			for !bytes.Contains(must(os.ReadFile("/proc/self/stat")), []byte(") Z ")) {
+				runtime.Gosched()
+			}
+			fmt.Println("ready")
+			io.Copy(io.Discard, os.Stdin)
+			os.Exit(0)
+		}()
+		unix.Syscall(unix.SYS_EXIT, 0, 0, 0) // of the first thread, see init
+	case "caller": // of this process, and why there is none
+		p, err := Caller()
+		fmt.Println(p.PID, p.Start, p.Command, err)
+		os.Exit(0)
+	case "view": // of this process, and why there is none
+		fmt.Println(View())
+		os.Exit(0)
+	case "wait-without-pidfd": // for the end of a program, where the system call is missing
+		denyPidfdOpen()
+		child := exec.Command("sleep", "0.5") // it looks more than twice
+		ok(child.Start())
+		p := must(ProcessOf(child.Process.Pid))
+		soon, cancel := context.WithCancel(context.Background())
+		cancel()
+		fmt.Println(errors.Is(p.Wait(soon), context.Canceled))
+		fmt.Println(p.Wait(context.Background()), p.Alive())
+		ok(child.Wait())
+		os.Exit(0)
 	case "find": // the holders of the socket it was started with
 		var st unix.Stat_t
 		ok(unix.Fstat(3, &st))
@@ -53,6 +84,33 @@ func TestMain(m *testing.M) {
 	}
 	fmt.Println("ready")
 	io.Copy(io.Discard, os.Stdin) // until the test is over
+}
+
+// The role "end-first-thread" must run in the first thread, as init functions do.
+func init() {
+	if os.Getenv("FT_TEST_CHILD") == "end-first-thread" {
+		runtime.LockOSThread()
+	}
+}
+
+// denyPidfdOpen makes the system call fail as on Linux before 5.3 (seccomp(2)).
+func denyPidfdOpen() {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the number in struct seccomp_data
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: unix.SYS_PIDFD_OPEN},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	runtime.LockOSThread() // for no_new_privs
+	ok(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program))); errno != 0 {
+		panic(errno)
+	}
+	if _, err := unix.PidfdOpen(os.Getpid(), 0); err != unix.ENOSYS {
+		panic(fmt.Sprint("pidfd_open: got ", err, ", want ", unix.ENOSYS))
+	}
 }
 
 // must and ok stand for calls that here never fail for a good reason.

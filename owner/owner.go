@@ -1,5 +1,6 @@
 // Package owner finds the processes that hold a socket, from the inode that
-// the kernel's socket table gives.
+// the kernel's socket table gives, and says who a process is, who called this
+// one, and when one ends.
 //
 //	found, err := owner.Find(ctx, inode)
 //	for _, h := range found.Holders[inode] {
@@ -21,7 +22,8 @@ import (
 )
 
 // Process is a running process. PID and Start together name it: a PID is used
-// again, but not within the same clock tick. It is comparable.
+// again, but not within the same clock tick. It is comparable, with those seen
+// from the same [View].
 type Process struct {
 	PID int `json:"pid"`
 	// Start is when it started, in clock ticks (1/100 s) since the machine
@@ -78,7 +80,58 @@ func Find(ctx context.Context, inodes ...uint32) (Found, error) {
 // [fs.ErrNotExist].
 func ProcessOf(pid int) (Process, error) { return processOf(pid) }
 
+// Caller is the process that called this one: its parent, but for subshells. A
+// copy that a shell forks of itself counts as that shell: in
+//
+//	PORT=$(ft port lease -o json | jq .port)
+//
+// the parent is a subshell, which ends before the script goes on. A shell started
+// as a program is a caller of its own, also by another shell. Only copies of shells are
+// looked through: the worker that a server forks is a caller of its own, and so is a
+// program that runs another and waits for it, such as sudo(8) and timeout(1).
+//
+// A subshell whose shell this user may not look into is taken for the caller. There
+// is an error if the parent has just ended, is outside the PID namespace, or is
+// process 1: that takes over the children of processes that end, so it need
+// not have called. It is returned for its own subshells, which no other process can have forked.
+func Caller() (Process, error) {
+	p, err := caller()
+	if err != nil {
+		return Process{}, fmt.Errorf("find the process that called this one: %w; name the owner with --owner PID", err)
+	}
+	return p, nil
+}
+
 // Alive says whether the process, and not a later one of the same PID, still
-// runs. A zombie does not: its descriptors are closed. Where it cannot be told
+// runs. A zombie does not: its descriptors are closed. One of which only the first
+// thread has ended does. Where it cannot be told
 // the answer is true.
 func (p Process) Alive() bool { return alive(p) }
+
+// Wait returns nil when the process has ended, as [Process.Alive] would say. It
+// need not be a child of this one. The error is that ctx was done first. A wait
+// holds a descriptor and no thread (pidfd_open(2), Linux 5.3); where that is
+// not to be had it asks Alive five times a second.
+func (p Process) Wait(ctx context.Context) error {
+	if err := wait(ctx, p); err != nil {
+		return fmt.Errorf("wait for the end of %v: %w", p, err)
+	}
+	return nil
+}
+
+// View names the place that processes are seen from: the boot, the PID namespace
+// and the time namespace, as "BOOT/PID/TIME". Another place may give the same PID
+// and Start to another process, so those that are to be compared, or asked whether
+// they are alive, must have been seen from here. The error is that /proc is missing,
+// hides this, or shows another PID namespace.
+//
+// The kernel gives the number of a namespace that is gone to a new one. That
+// does no harm: the processes of the old one have all ended, and no later one
+// has the Start of any of them.
+func View() (string, error) {
+	v, err := view()
+	if err != nil {
+		return "", fmt.Errorf("find out where processes are seen from: %w", err)
+	}
+	return v, nil
+}

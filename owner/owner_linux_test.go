@@ -203,6 +203,23 @@ func TestAliveUntilTheProcessEnds(t *testing.T) {
 	}
 }
 
+// A program may end its first thread and go on (pthread_exit(3)).
+func TestAliveWithoutTheFirstThread(t *testing.T) {
+	child := startReady(t, "end-first-thread", nil)
+	if st := must(os.ReadFile("/proc/" + strconv.Itoa(child.Process.Pid) + "/stat")); !strings.Contains(string(st), ") Z ") {
+		t.Fatalf("got %q, want the state of the first thread, a zombie", st)
+	}
+	p := must(ProcessOf(child.Process.Pid))
+	if !p.Alive() {
+		t.Errorf("%v: got not alive while a thread of it runs", p)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("wait: got %v, want %v", err, context.Canceled)
+	}
+}
+
 func TestParseStat(t *testing.T) {
 	tail := " S 1 2 3 4 5 4194560 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21"
 	for _, c := range []struct {
@@ -210,14 +227,16 @@ func TestParseStat(t *testing.T) {
 		want stat
 		bad  bool
 	}{
-		{in: "1 (nginx)" + tail, want: stat{"nginx", 'S', 4194560, 4711}},
-		{in: "1 (a) Z (b))" + tail, want: stat{"a) Z (b)", 'S', 4194560, 4711}},
-		{in: "1 ()" + tail, want: stat{"", 'S', 4194560, 4711}},
+		{in: "1 (nginx)" + tail, want: stat{"nginx", 'S', 1, 4194560, 17, 4711}},
+		{in: "1 (a) Z (b))" + tail, want: stat{"a) Z (b)", 'S', 1, 4194560, 17, 4711}},
+		{in: "1 ()" + tail, want: stat{"", 'S', 1, 4194560, 17, 4711}},
 		{in: "", bad: true},
 		{in: "1 )(" + tail, bad: true},
 		{in: "1 (nginx) S 1 2 3", bad: true},
 		{in: "1 (nginx)" + strings.Replace(tail, "4711", "x", 1), bad: true},
 		{in: "1 (nginx)" + strings.Replace(tail, "4194560", "-1", 1), bad: true},
+		{in: "1 (nginx)" + strings.Replace(tail, "17", "x", 1), bad: true},
+		{in: "1 (nginx)" + strings.Replace(tail, " 1", " x", 1), bad: true},
 	} {
 		got, err := parseStat([]byte(c.in))
 		if got != c.want || (err != nil) != c.bad {
@@ -273,6 +292,16 @@ func FuzzDirectoryEntries(f *testing.F) {
 			b = rest
 		}
 	})
+}
+
+func BenchmarkAlive(b *testing.B) {
+	p := must(ProcessOf(os.Getpid()))
+	b.ReportAllocs()
+	for b.Loop() {
+		if !p.Alive() {
+			b.Fatal(p, "is not alive")
+		}
+	}
 }
 
 func BenchmarkFind(b *testing.B) {

@@ -21,4 +21,10 @@ func processOf(pid int) (Process, error) {
 	return Process{}, unsupported(fmt.Sprintf("describe process %d", pid))
 }
 
+func caller() (Process, error) { return Process{}, unsupported("describe the parent") }
+
 func alive(Process) bool { return true }
+
+func wait(context.Context, Process) error { return unsupported("watch a process") }
+
+func view() (string, error) { return "", unsupported("read the boot and the namespaces") }
