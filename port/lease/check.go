@@ -51,9 +51,21 @@ func Check(ctx context.Context, protocol fivetuple.Network, addr netip.Addr, por
 		return a
 	}
 	a.Reserved = reserved.has(port)
-	a.Ephemeral = !a.Reserved && ephemeral.First <= port && port <= ephemeral.Last
+	a.Ephemeral = !a.Reserved && contains(ephemeral, port)
 	a.Err = r.bind(ctx, port)
 	a.Free = a.Err == nil
 	a.Permitted = !errors.Is(a.Err, ErrNotPermitted)
 	return a
+}
+
+// IsEphemeral says whether the kernel may give the port to an outgoing
+// connection while nobody has it bound: ip_local_port_range has it, and
+// ip_local_reserved_ports has not.
+func IsEphemeral(port uint16) (bool, error) {
+	reserved, err := reservedPorts()
+	if err != nil {
+		return false, err
+	}
+	ephemeral, err := ephemeralPorts()
+	return contains(ephemeral, port) && !reserved.has(port), err
 }

@@ -9,30 +9,51 @@ import (
 	"github.com/fivetuple/fivetuple"
 )
 
-// choose returns the first of the candidates that is neither leased nor reserved
-// and can be bound, or an [*ExhaustedError]. Only those that are not leased cost
-// a system call.
-func choose(ctx context.Context, r Request, candidates iter.Seq[uint16], leased func(port uint16) bool) (uint16, error) {
+// portState is what a registry knows of a port.
+type portState byte
+
+const (
+	portFree portState = iota
+	portLeased
+	portResting // freed a short while ago by another name
+)
+
+// choose returns a port of the request's range that the registry calls free,
+// that the kernel has not reserved, and that can be taken; or an
+// [*ExhaustedError]. It tries old first, the port that the name had last.
+func choose(ctx context.Context, r Request, old uint16, look func(port uint16) (portState, error), take func(port uint16) error) (uint16, error) {
 	reserved, err := reservedPorts()
 	if err != nil {
 		return 0, err
 	}
+	ephemeral, err := ephemeralPorts()
+	if err != nil {
+		return 0, err
+	}
 	none := &ExhaustedError{Protocol: r.Protocol, Address: r.Address, Range: r.Range}
-	for port := range candidates {
-		if leased(port) {
+	for port := range candidates(r.Range, ephemeral, old) {
+		state, err := look(port)
+		switch {
+		case err != nil:
+			return 0, err
+		case state == portLeased:
 			none.Leased++
 			continue
-		}
-		if reserved.has(port) {
+		case state == portResting:
+			none.Resting++
+			continue
+		case reserved.has(port):
 			none.Reserved++
 			continue
 		}
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		switch err := r.bind(ctx, port); {
+		switch err := take(port); {
 		case err == nil:
 			return port, nil
+		case errors.Is(err, ErrLeased): // in another registry
+			none.Leased++
 		case errors.Is(err, ErrInUse):
 			none.InUse++
 		case errors.Is(err, ErrNotPermitted):
@@ -45,30 +66,58 @@ func choose(ctx context.Context, r Request, candidates iter.Seq[uint16], leased 
 	return 0, none
 }
 
+// draws is how many ports are tried at random. Of 16,384 with 12,000 leased one
+// of so many is not in 99.99 % of all cases.
+const draws = 32
+
 // candidates yields every port of the range once: first old, if it is in the
-// range, then around from next, or from anywhere if next is not in the range.
-// Starting where the last search ended lets ports rest that became free.
-func candidates(within fivetuple.PortRange, old, next uint16) iter.Seq[uint16] {
-	inRange := func(p uint16) bool { return within.First <= p && p <= within.Last }
+// range; then some at random, those first that the kernel does not give to
+// outgoing connections; then all others, from anywhere on.
+func candidates(within, ephemeral fivetuple.PortRange, old uint16) iter.Seq[uint16] {
 	return func(yield func(uint16) bool) {
-		if inRange(old) && !yield(old) {
+		var tried portSet
+		try := func(p uint16) (more bool) {
+			if tried.has(p) {
+				return true
+			}
+			tried.add(p)
+			return yield(p)
+		}
+		random := func() uint16 { return within.First + uint16(rand.IntN(within.Len())) }
+		if contains(within, old) && !try(old) {
 			return
 		}
-		start := int(next) - int(within.First)
-		if !inRange(next) {
-			start = rand.IntN(within.Len())
+		var drawn [draws]uint16
+		for i := range drawn {
+			drawn[i] = random()
 		}
-		for i := range within.Len() {
-			p := within.First + uint16((start+i)%within.Len())
-			if p != old && !yield(p) {
+		for _, p := range drawn {
+			if !contains(ephemeral, p) && !try(p) {
+				return
+			}
+		}
+		for _, p := range drawn {
+			if !try(p) {
+				return
+			}
+		}
+		first := random()
+		for p := first; try(p); {
+			if p++; !contains(within, p) { // past the end, or around past 65535
+				p = within.First
+			}
+			if p == first {
 				return
 			}
 		}
 	}
 }
 
+func contains(r fivetuple.PortRange, p uint16) bool { return r.First <= p && p <= r.Last }
+
 // portSet is a set of port numbers, one bit for each.
 type portSet [1 << 16 / 64]uint64
 
 func (s *portSet) add(p uint16)      { s[p/64] |= 1 << (p % 64) }
 func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
+func (s *portSet) remove(p uint16)   { s[p/64] &^= 1 << (p % 64) }

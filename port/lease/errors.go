@@ -43,8 +43,9 @@ type ExhaustedError struct {
 	Protocol fivetuple.Network
 	Address  netip.Addr
 	Range    fivetuple.PortRange
-	// Leased, InUse, Denied and Reserved (ip_local_reserved_ports) ports add up to the range.
-	Leased, InUse, Denied, Reserved int
+	// Leased, resting (freed a short while ago), in use, denied and reserved
+	// ports (ip_local_reserved_ports) add up to the range.
+	Leased, Resting, InUse, Denied, Reserved int
 
 	denial error // the last one
 }
@@ -54,7 +55,7 @@ func (e *ExhaustedError) Error() string {
 	for _, c := range []struct {
 		n   int
 		are string
-	}{{e.Leased, "leased"}, {e.InUse, "in use"}, {e.Denied, "not permitted"}, {e.Reserved, "reserved by the kernel"}} {
+	}{{e.Leased, "leased"}, {e.Resting, "freed only now and at rest"}, {e.InUse, "in use"}, {e.Denied, "not permitted"}, {e.Reserved, "reserved by the kernel"}} {
 		if c.n > 0 {
 			counts = append(counts, fmt.Sprintf("%d %s", c.n, c.are))
 		}

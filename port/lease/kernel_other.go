@@ -11,3 +11,5 @@ func denialAdvice(uint16) string {
 func reservedPorts() (*portSet, error) { return new(portSet), nil }
 
 func ephemeralPorts() (fivetuple.PortRange, error) { return fivetuple.PortRange{}, nil }
+
+func unprivilegedPortStart() (int, error) { return 1024, nil }

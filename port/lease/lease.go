@@ -64,9 +64,11 @@ type Lease struct {
 	Purpose string     `json:"purpose,omitempty"`
 	Owner   Owner      `json:"owner"`
 	// ReusePort is set if others of the owner's user may join with SO_REUSEPORT.
-	ReusePort bool      `json:"reuse_port,omitempty"`
-	Granted   time.Time `json:"granted"`
-	Expires   time.Time `json:"expires,omitzero"` // zero: never
+	ReusePort bool `json:"reuse_port,omitempty"`
+	// Reserved is set if ip_local_reserved_ports lists the port for this lease.
+	Reserved bool      `json:"reserved,omitempty"`
+	Granted  time.Time `json:"granted"`
+	Expires  time.Time `json:"expires,omitzero"` // zero: never
 	// Fence grows with every lease that the registry grants. It tells this
 	// lease from earlier and later ones of the same port.
 	Fence uint64 `json:"fence"`
@@ -74,6 +76,9 @@ type Lease struct {
 
 // AddrPort returns the address and port.
 func (l Lease) AddrPort() netip.AddrPort { return netip.AddrPortFrom(l.Address, l.Port) }
+
+// IsDetached says whether the lease is no process's, and outlives all.
+func (l Lease) IsDetached() bool { return l.Owner.PID == 0 }
 
 // Covers says whether a socket bound there would need this lease: the protocol
 // and port are the same and the addresses overlap, as the kernel judges it

@@ -12,17 +12,24 @@ import (
 	"github.com/fivetuple/fivetuple"
 )
 
-// Memory is a registry for one process: its leases end with it. It is made by [NewMemory].
+// Memory is a registry for one process: its leases end with it. A freed port
+// rests for 60 s, as in a [Shared] registry. It is made by [NewMemory].
 type Memory struct {
 	self Owner
 
 	mu     sync.Mutex
 	leases map[protocolPort][]Lease // a port can be leased on several addresses
 	fence  uint64                   // of the newest lease
-	next   map[fivetuple.Network]uint16
-	// last and lastName are each other's inverse: the port that a name had last.
-	last     map[protocolName]uint16
-	lastName map[protocolPort]string
+	// last is the port that a name had last; past is the inverse, and tells when
+	// a port was freed.
+	last map[protocolName]uint16
+	past map[protocolPort]past
+}
+
+// past is the last lease of a port.
+type past struct {
+	name  string
+	ended time.Time // zero while it is leased
 }
 
 type protocolPort struct {
@@ -40,11 +47,10 @@ var _ Registry = (*Memory)(nil)
 // NewMemory returns an empty registry.
 func NewMemory() *Memory {
 	return &Memory{
-		self:     self(),
-		leases:   make(map[protocolPort][]Lease),
-		next:     make(map[fivetuple.Network]uint16),
-		last:     make(map[protocolName]uint16),
-		lastName: make(map[protocolPort]string),
+		self:   self(),
+		leases: make(map[protocolPort][]Lease),
+		last:   make(map[protocolName]uint16),
+		past:   make(map[protocolPort]past),
 	}
 }
 
@@ -53,6 +59,9 @@ func (m *Memory) Acquire(ctx context.Context, r Request) (Lease, error) {
 	r, err := r.normal(m.self)
 	if err != nil {
 		return Lease{}, err
+	}
+	if r.Reserve {
+		return Lease{}, invalid("a port can be reserved in a registry with a file only, as it outlives this process")
 	}
 	if err := ctx.Err(); err != nil {
 		return Lease{}, err
@@ -81,14 +90,16 @@ func (m *Memory) find(ctx context.Context, r Request) (uint16, error) {
 	}
 	protocol := r.Protocol.Protocol()
 	old := m.last[protocolName{protocol, r.Name}]
-	port, err := choose(ctx, r, candidates(r.Range, old, m.next[protocol]), func(port uint16) bool {
-		_, leased := m.holder(r, port)
-		return leased
-	})
-	if err == nil && port != old {
-		m.next[protocol] = port + 1
-	}
-	return port, err
+	return choose(ctx, r, old, func(port uint16) (portState, error) {
+		if _, leased := m.holder(r, port); leased {
+			return portLeased, nil
+		}
+		before := m.past[protocolPort{protocol, port}]
+		if isOther(before.name, r.Name) && time.Since(before.ended) < defaultRest {
+			return portResting, nil
+		}
+		return portFree, nil
+	}, func(port uint16) error { return r.bind(ctx, port) })
 }
 
 // holder returns a lease that rules out granting the port.
@@ -114,33 +125,32 @@ func (m *Memory) current(key protocolPort) []Lease {
 }
 
 func (m *Memory) keep(key protocolPort, held []Lease) {
-	if len(held) == 0 {
-		delete(m.leases, key)
+	if len(held) > 0 {
+		m.leases[key] = held
 		return
 	}
-	m.leases[key] = held
+	delete(m.leases, key)
+	m.past[key] = past{m.past[key].name, time.Now()}
 }
 
 // remember notes the port as the name's last, and no other name's. So there
 // are never more names to remember than ports.
 func (m *Memory) remember(key protocolPort, name string) {
-	delete(m.last, protocolName{key.protocol, m.lastName[key]})
-	delete(m.lastName, key)
+	delete(m.last, protocolName{key.protocol, m.past[key].name})
+	m.past[key] = past{name: name}
 	if name == "" {
 		return
 	}
-	before, ok := m.last[protocolName{key.protocol, name}]
-	if ok {
-		delete(m.lastName, protocolPort{key.protocol, before})
+	if before, ok := m.last[protocolName{key.protocol, name}]; ok && before != key.port {
+		delete(m.past, protocolPort{key.protocol, before})
 	}
 	m.last[protocolName{key.protocol, name}] = key.port
-	m.lastName[key] = name
 }
 
 // Renew implements [Registry].
 func (m *Memory) Renew(ctx context.Context, l Lease, ttl time.Duration) (Lease, error) {
-	if ttl < 0 {
-		return Lease{}, invalid("the time to live %v is negative", ttl)
+	if err := checkTTL(ttl, l.IsDetached()); err != nil {
+		return Lease{}, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -185,11 +195,15 @@ func (m *Memory) List(ctx context.Context) ([]Lease, error) {
 	for key := range m.leases {
 		all = append(all, m.current(key)...)
 	}
-	slices.SortFunc(all, func(a, b Lease) int {
+	sortLeases(all)
+	return all, nil
+}
+
+func sortLeases(leases []Lease) {
+	slices.SortFunc(leases, func(a, b Lease) int {
 		return cmp.Or(cmp.Compare(a.Protocol.Protocol(), b.Protocol.Protocol()), cmp.Compare(a.Port, b.Port),
 			a.Address.Compare(b.Address), cmp.Compare(a.Fence, b.Fence))
 	})
-	return all, nil
 }
 
 // Status implements [Registry].

@@ -62,8 +62,10 @@ func TestNameGetsItsOldPortBack(t *testing.T) {
 	if got := acquire(t, m, Request{Name: "api", Protocol: fivetuple.UDP}); got.Port == udp.Port {
 		t.Errorf("port %d is granted twice", udp.Port)
 	}
-	if len(m.last) != len(m.lastName) {
-		t.Errorf("%d names have a port, %d ports have a name", len(m.last), len(m.lastName))
+	for key, port := range m.last {
+		if got := m.past[protocolPort{key.protocol, port}].name; got != key.name {
+			t.Errorf("%s had port %d last, which %q had last", key.name, port, got)
+		}
 	}
 }
 

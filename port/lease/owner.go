@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"strings"
 
 	"github.com/fivetuple/fivetuple/internal/printable"
 	"github.com/fivetuple/fivetuple/owner"
@@ -13,7 +12,7 @@ import (
 
 // Owner is the process that a port is leased to.
 type Owner struct {
-	PID int `json:"pid"`
+	PID int `json:"pid"` // 0: no process
 	// Start tells the process from others that had its pid before or will have
 	// it: two owners are the same process if PID and Start are equal. It is for
 	// comparing only; "" where the system does not tell.
@@ -48,21 +47,38 @@ func self() Owner {
 	return o
 }
 
-// ownerOf describes a process with a Start that no change of the clock moves and
-// no restart of the machine repeats: the boot, and the clock tick in it.
 func ownerOf(pid int) (Owner, error) {
 	p, err := owner.ProcessOf(pid)
 	if err != nil {
 		return Owner{}, err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return Owner{}, fmt.Errorf("describe process %d: %w", pid, err)
-	}
-	return Owner{PID: pid, Start: fmt.Sprintf("%s/%d", strings.TrimSpace(string(boot)), p.Start), Command: p.Command, User: p.User}, nil
+	return describe(p)
 }
 
-// String returns "node, pid 12, user alice".
+// describe gives a process a Start that no change of the clock moves and no
+// restart of the machine repeats: where it was seen from, and the clock tick.
+func describe(p owner.Process) (Owner, error) {
+	view, err := owner.View()
+	if err != nil {
+		return Owner{}, fmt.Errorf("describe process %d: %w", p.PID, err)
+	}
+	return Owner{PID: p.PID, Start: fmt.Sprintf("%s/%d", view, p.Start), Command: p.Command, User: p.User}, nil
+}
+
+// Caller describes the process that called this one, a subshell as the shell
+// that it was forked from ([owner.Caller]).
+func Caller() (Owner, error) {
+	p, err := owner.Caller()
+	if err != nil {
+		return Owner{}, err
+	}
+	return describe(p)
+}
+
+// String returns "node, pid 12, user alice", or "no process, user alice".
 func (o Owner) String() string {
+	if o.PID == 0 {
+		return "no process, user " + o.User
+	}
 	return fmt.Sprintf("%s, pid %d, user %s", o.Command, o.PID, o.User)
 }

@@ -37,10 +37,18 @@ type Request struct {
 	// Name and Purpose are for people. They are printable text of one line, of
 	// up to 64 and 128 bytes, and may be empty.
 	Name, Purpose string
-	// Owner is who the port is for, by default this process.
+	// Owner is who the port is for, by default this process. The lease ends with it.
 	Owner Owner
+	// Detached makes the lease nobody's: it outlives every process, and ends by
+	// release or after its TTL, which it must have.
+	Detached bool
 	// TTL is when the lease ends by itself, counted from now; 0 never.
 	TTL time.Duration
+	// Reserve keeps the kernel from giving the port to outgoing connections
+	// while it is leased and not bound, by listing it in the sysctl
+	// net.ipv4.ip_local_reserved_ports. That needs CAP_NET_ADMIN in the user
+	// namespace of the network namespace, and a [Shared] registry.
+	Reserve bool
 	// ReusePort lets leases of the same user share a Port asked for by number,
 	// if all set it, for sockets with SO_REUSEPORT (socket(7)). A UDP socket
 	// takes its share of the datagrams as soon as it is bound: where others
@@ -69,11 +77,17 @@ func (r Request) normal(self Owner) (Request, error) {
 	if err := r.normalRange(); err != nil {
 		return r, err
 	}
-	if r.Owner == (Owner{}) {
+	switch {
+	case r.Owner == Owner{}:
 		r.Owner = self
+	case r.Owner.PID <= 0 && !r.Detached:
+		return r, invalid("the owner's pid is %d, which is no process's", r.Owner.PID)
 	}
-	if r.TTL < 0 {
-		return r, invalid("the time to live %v is negative", r.TTL)
+	if r.Detached {
+		r.Owner = Owner{User: r.Owner.User}
+	}
+	if err := checkTTL(r.TTL, r.Detached); err != nil {
+		return r, err
 	}
 	for _, text := range []struct {
 		what, is string
@@ -132,6 +146,16 @@ func (r *Request) normalRange() error {
 		return invalid("port %d is not in the range %s", r.Port, given)
 	default:
 		r.Range = fivetuple.PortRange{First: r.Port, Last: r.Port}
+	}
+	return nil
+}
+
+func checkTTL(ttl time.Duration, detached bool) error {
+	switch {
+	case ttl < 0:
+		return invalid("the time to live %v is negative", ttl)
+	case detached && ttl == 0:
+		return invalid("a lease that is nobody's needs a time to live")
 	}
 	return nil
 }

@@ -1,0 +1,221 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/claims"
+	"github.com/fivetuple/fivetuple/internal/lab"
+)
+
+// claimsDir is a directory such as /var/tmp.
+func claimsDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// registry opens a registry of its own that sees those with the same directory of claims.
+func registry(t testing.TB, dir string) *Shared {
+	t.Helper()
+	return openAt(t, filepath.Join(t.TempDir(), "ports.db"), Options{Rest: -1, Claims: dir, Warn: func(err error) { t.Errorf("warned: %v", err) }})
+}
+
+func TestRegistriesDoNotGrantWhatAnotherHas(t *testing.T) {
+	dir := claimsDir(t)
+	a, b := registry(t, dir), registry(t, dir)
+	l := acquire(t, a, Request{Port: 50000, Name: "api"})
+	var conflict *ConflictError
+	if _, err := b.Acquire(t.Context(), Request{Port: 50000}); !errors.As(err, &conflict) {
+		t.Fatalf("got %v, want a conflict", err)
+	}
+	if got, want := conflict.Holder.Owner, a.self; got.PID != want.PID || got.User != want.User || got.Command != want.Command {
+		t.Errorf("the holder is %v, want %v", got, want)
+	}
+	refused(t, b, Request{Range: onePort}, ErrExhausted)
+	refused(t, b, Request{Port: 50000, Address: any4}, ErrLeased)
+	refused(t, b, Request{Port: 50000, Address: any6}, ErrLeased)
+	// Other ports than that are free.
+	release(t, b, acquire(t, b, Request{Port: 50000, Address: loopback.Next()}))
+	release(t, b, acquire(t, b, Request{Port: 50000, Protocol: fivetuple.UDP}))
+	release(t, b, acquire(t, b, Request{Port: 50000, Protocol: fivetuple.TCP6, Address: any6}))
+	lab.NewHost(t, "elsewhere").Do(t, func() { release(t, b, acquire(t, b, Request{Port: 50000})) })
+
+	release(t, a, l)
+	release(t, b, acquire(t, b, Request{Port: 50000}))
+	acquire(t, a, Request{Port: 50000})
+}
+
+func TestClaimEndsWithItsLease(t *testing.T) {
+	for name, ending := range endings {
+		t.Run(name, func(t *testing.T) {
+			dir := claimsDir(t)
+			a, b := registry(t, dir), registry(t, dir)
+			request := Request{Port: 50000, Name: "api"}
+			if name == "expired" {
+				request.TTL = 50 * time.Millisecond
+				l := acquire(t, a, request)
+				for time.Now().Before(l.Expires) {
+					refusedUntil(t, b, l.Expires)
+				}
+			} else {
+				_, end := ending(t, a, request)
+				refused(t, b, Request{Port: 50000}, ErrLeased)
+				end()
+			}
+			acquire(t, b, Request{Port: 50000})
+		})
+	}
+}
+
+// refusedUntil wants port 50000 to be refused, if that is known before the time is up.
+func refusedUntil(t *testing.T, r Registry, until time.Time) {
+	t.Helper()
+	l, err := r.Acquire(t.Context(), Request{Port: 50000})
+	if time.Now().Before(until) && !errors.Is(err, ErrLeased) {
+		t.Errorf("got %v, %v, want ErrLeased", l, err)
+	}
+	if err == nil {
+		release(t, r, l)
+	}
+}
+
+func TestClaimIsWithdrawnIfNothingIsGranted(t *testing.T) {
+	dir := claimsDir(t)
+	a := registry(t, dir)
+	port := listen(t, "tcp4", "127.0.0.1:0")
+	refused(t, a, Request{Port: port}, ErrInUse)
+	notToday := errors.New("not today")
+	refused(t, a, Request{Port: 50000, Bind: func(context.Context, netip.AddrPort) error { return notToday }}, notToday)
+	if n := claimed(t, dir); n != 0 {
+		t.Errorf("%d claims are left", n)
+	}
+}
+
+// claimed counts the claims in the directory.
+func claimed(t testing.TB, dir string) (n int) {
+	t.Helper()
+	board, err := claims.Open(dir, "abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer board.Close()
+	skipped, err := board.Others(func(uint32, claims.Claim) bool { n++; return true })
+	if err := errors.Join(err, skipped.Err()); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestClaimsAreThoseOfTheLeases(t *testing.T) {
+	dir := claimsDir(t)
+	a := registry(t, dir)
+	var held []Lease
+	for i := range 200 {
+		held = append(held, acquire(t, a, Request{Name: fmt.Sprint(i)}))
+		if i%3 == 2 {
+			release(t, a, held[i/2])
+			held[i/2] = held[len(held)-1]
+			held = held[:len(held)-1]
+		}
+	}
+	if n := claimed(t, dir); n != len(held) {
+		t.Errorf("%d claims for %d leases", n, len(held))
+	}
+	// A program that tidies up has removed them.
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("got files %v, %v, want one", files, err)
+	}
+	if err := os.Remove(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	release(t, a, held[0])
+	acquire(t, a, Request{})
+	if n := claimed(t, dir); n != len(held) {
+		t.Errorf("%d claims for %d leases after they were removed", n, len(held))
+	}
+	for _, l := range list(t, a) {
+		release(t, a, l)
+	}
+	if files, err := os.ReadDir(dir); err != nil || len(files) != 0 {
+		t.Errorf("got %v, %v, want no file where there is no lease", files, err)
+	}
+}
+
+// Who may not have a port cannot keep root from it.
+func TestClaimOfAPrivilegedPort(t *testing.T) {
+	for _, tt := range []struct {
+		uid  uint32
+		port uint16
+		want bool
+	}{{0, 80, true}, {0, 50000, true}, {1000, 80, false}, {1000, 1023, false}, {1000, 1024, true}} {
+		if got := mayClaim(tt.uid, tt.port); got != tt.want {
+			t.Errorf("uid %d may claim port %d: got %v, want %v", tt.uid, tt.port, got, tt.want)
+		}
+	}
+}
+
+func TestRegistryWarnsOnceIfItCannotClaim(t *testing.T) {
+	var warnings []string
+	path := filepath.Join(t.TempDir(), "ports.db")
+	s := openAt(t, path, Options{Claims: filepath.Join(path, "nowhere"), Warn: func(err error) { warnings = append(warnings, err.Error()) }})
+	acquire(t, s, Request{})
+	acquire(t, s, Request{})
+	if len(warnings) != 1 || !strings.HasPrefix(warnings[0], "other users' registries of ports and this one do not see each other's leases: ") {
+		t.Errorf("got warnings %q", warnings)
+	}
+}
+
+// Two registries take the same port all the time; it is one's at a time.
+func TestNoPortIsHeldByTwoRegistries(t *testing.T) {
+	dir := claimsDir(t)
+	var holders, granted atomic.Int32
+	var wg sync.WaitGroup
+	for range 2 {
+		s := registry(t, dir)
+		wg.Go(func() {
+			for i := range 300 {
+				request := Request{Port: 50000}
+				if i%2 == 0 {
+					request = Request{Range: onePort}
+				}
+				l, err := s.Acquire(t.Context(), request)
+				if errors.Is(err, ErrLeased) || errors.Is(err, ErrExhausted) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				granted.Add(1)
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("the port has %d holders", n)
+				}
+				runtime.Gosched()
+				holders.Add(-1)
+				if err := s.Release(t.Context(), l); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if granted.Load() < 30 {
+		t.Errorf("the port was granted %d times only", granted.Load())
+	}
+}

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package lease
+
+func networkNamespace(string) (string, error) { return "", nil }
+
+func inMainNamespace() bool { return true }
