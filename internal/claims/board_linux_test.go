@@ -211,7 +211,7 @@ func TestRemovedFileIsNoticed(t *testing.T) {
 			return errors.Join(os.Link(path, link), os.Remove(path))
 		},
 		"replaced": func(path string) error {
-			return errors.Join(os.Remove(path), os.Symlink("/dev/null", path))
+			return errors.Join(os.Remove(path), os.Symlink("elsewhere", path))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -48,7 +48,8 @@ func (t *txn) claim(ctx context.Context, r Request, port uint16) error {
 		tries = 3
 	}
 	for {
-		t.put(t.claimOf(row{Lease: r.lease(port, t.now.wall, 0), expires: t.expiry(r.TTL)}))
+		t.claimed = true
+		t.put(t.slot, t.claimOf(row{Lease: r.lease(port, t.now.wall, 0), expires: t.expiry(r.TTL)}))
 		holder, ok := t.otherHolder(r, port)
 		if !ok {
 			return nil
@@ -65,13 +66,19 @@ func (t *txn) claim(ctx context.Context, r Request, port uint16) error {
 	}
 }
 
-// put writes the claim in the slot of the lease that is being made.
-func (t *txn) put(c claims.Claim) {
-	t.claimed = true
-	err := t.board.Put(t.slot, c)
+// putAgain makes known what is new about a lease.
+func (t *txn) putAgain(r row) {
+	if t.board != nil {
+		t.renewed = true
+		t.put(r.slot, t.claimOf(r))
+	}
+}
+
+func (t *txn) put(slot int, c claims.Claim) {
+	err := t.board.Put(slot, c)
 	if errors.Is(err, claims.ErrMissing) {
 		if err = t.resetClaims(); err == nil {
-			err = t.board.Put(t.slot, c)
+			err = t.board.Put(slot, c)
 		}
 	}
 	t.warnBoard(err)
@@ -91,8 +98,8 @@ func (t *txn) settleClaims(committed bool) {
 		return
 	}
 	if !committed {
-		if t.withdraw(); len(t.freed) > 0 {
-			t.republish() // one of their slots may have been taken
+		if t.withdraw(); t.renewed || len(t.freed) > 0 {
+			t.republish() // the slot of one that was to end may have been taken
 		}
 		return
 	}

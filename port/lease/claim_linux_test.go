@@ -82,6 +82,35 @@ func TestClaimEndsWithItsLease(t *testing.T) {
 	}
 }
 
+func TestClaimFollowsItsLease(t *testing.T) {
+	dir := claimsDir(t)
+	a, b := registry(t, dir), registry(t, dir)
+	l := acquire(t, a, Request{Port: 50000, TTL: 50 * time.Millisecond})
+	l, err := a.Renew(t.Context(), l, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	heir, process := newOwner(t)
+	if l, err = a.Transfer(t.Context(), l, heir); err != nil || l.Owner != heir {
+		t.Fatalf("got %v, %v, want it to be of %v", l, err, heir)
+	}
+	wantPorts(t, a, 50000)
+	time.Sleep(time.Until(l.Granted.Add(60 * time.Millisecond))) // past the first expiry
+	var conflict *ConflictError
+	if _, err := b.Acquire(t.Context(), Request{Port: 50000}); !errors.As(err, &conflict) || conflict.Holder.Owner.PID != heir.PID {
+		t.Errorf("got %v, want a conflict with %v", err, heir)
+	}
+	kill(process)
+	wantPorts(t, a)
+	release(t, b, acquire(t, b, Request{Port: 50000}))
+	if _, err := a.Transfer(t.Context(), l, a.self); !errors.Is(err, ErrStale) {
+		t.Errorf("got %v for a lease whose owner died, want ErrStale", err)
+	}
+	if _, err := a.Transfer(t.Context(), l, Owner{}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("got %v for no owner, want ErrInvalid", err)
+	}
+}
+
 // refusedUntil wants port 50000 to be refused, if that is known before the time is up.
 func refusedUntil(t *testing.T, r Registry, until time.Time) {
 	t.Helper()

@@ -2,6 +2,7 @@ package lease
 
 import (
 	"fmt"
+	"time"
 )
 
 // txn is one look at the registry, or one change of it: at a moment, from a
@@ -14,6 +15,7 @@ type txn struct {
 
 	slot    int   // of the lease that is being granted
 	claimed bool  // there is a claim in it
+	renewed bool  // the claim of another lease was changed
 	freed   []int // slots of the leases that were ended
 }
 
@@ -30,6 +32,7 @@ func (t *txn) hasExpired(r row) bool {
 // present is the lease as callers see it: the time at which it expires is by
 // the clock on the wall as it goes now.
 func (t *txn) present(r row) Lease {
+	r.Expires = time.Time{}
 	if !r.expires.wall.IsZero() {
 		r.Expires = t.now.wall.Add(r.expires.minus(t.now))
 	}

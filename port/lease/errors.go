@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/fivetuple/fivetuple"
@@ -100,6 +101,9 @@ func (e *bindError) Unwrap() []error {
 
 // explain turns the error of binding a socket into one of this package.
 func explain(protocol fivetuple.Network, at netip.AddrPort, err error) error {
+	if call := (*os.SyscallError)(nil); errors.As(err, &call) && call.Syscall == "bind" {
+		err = call.Err // "bind" is said already
+	}
 	e := &bindError{protocol: protocol, at: at, err: err}
 	switch {
 	case err == nil:

@@ -12,9 +12,10 @@ import (
 	"github.com/fivetuple/fivetuple/port"
 )
 
+// What a lease has room for, in bytes.
 const (
-	maxName    = 64  // bytes
-	maxPurpose = 128 // bytes
+	MaxName    = 64
+	MaxPurpose = 128
 )
 
 // Request asks for a port. The zero value asks for the next free dynamic TCP
@@ -93,8 +94,8 @@ func (r Request) normal(self Owner) (Request, error) {
 		what, is string
 		limit    int
 	}{
-		{"name", r.Name, maxName}, {"purpose", r.Purpose, maxPurpose},
-		{"owner's user", r.Owner.User, maxPurpose}, {"owner's command", r.Owner.Command, maxPurpose},
+		{"name", r.Name, MaxName}, {"purpose", r.Purpose, MaxPurpose},
+		{"owner's user", r.Owner.User, MaxPurpose}, {"owner's command", r.Owner.Command, MaxPurpose},
 	} {
 		if err := checkText(text.what, text.is, text.limit); err != nil {
 			return r, err

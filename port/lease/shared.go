@@ -325,11 +325,31 @@ func (s *Shared) Renew(ctx context.Context, l Lease, ttl time.Duration) (Lease, 
 			return err
 		}
 		r.expires = t.expiry(ttl)
-		r.Expires = r.expires.wall
-		renewed = r.Lease
+		renewed = t.present(r)
+		t.putAgain(r)
 		return s.wrap(t.setExpiry(r.Fence, r.expires))
 	})
 	return renewed, err
+}
+
+// Transfer makes another process the owner of a lease, which ends with that
+// one from now on. It fails with [ErrStale] if the lease has ended.
+func (s *Shared) Transfer(ctx context.Context, l Lease, to Owner) (Lease, error) {
+	if to.PID <= 0 {
+		return Lease{}, invalid("the owner's pid is %d, which is no process's", to.PID)
+	}
+	var passed Lease
+	err := s.change(ctx, func(t *txn) error {
+		r, err := t.current(l)
+		if err != nil {
+			return err
+		}
+		r.Owner = to
+		passed = t.present(r)
+		t.putAgain(r)
+		return s.wrap(t.setOwner(r.Fence, to))
+	})
+	return passed, err
 }
 
 // Release implements [Registry].

@@ -350,10 +350,11 @@ func refusedFull(t *testing.T, s *Shared, port uint16) {
 }
 
 func TestSharedLockedByAStoppedProcess(t *testing.T) {
-	s := newShared(t, Options{Wait: 50 * time.Millisecond})
+	s := newShared(t, Options{})
+	hasty := openAt(t, s.path, Options{Wait: 50 * time.Millisecond})
 	stopped := startStopped(t, s.path)
 	begun := time.Now()
-	_, err := s.Acquire(t.Context(), Request{})
+	_, err := hasty.Acquire(t.Context(), Request{})
 	took := time.Since(begun)
 	pid := stopped.Process.Pid
 	for _, want := range []string{s.path, "locked for 50ms", fmt.Sprint("pid ", pid), "which is stopped", fmt.Sprint("kill -CONT ", pid)} {
@@ -377,7 +378,7 @@ func TestSharedLockedByAStoppedProcess(t *testing.T) {
 
 	// Let go on, it gets what it asked for.
 	stopped = startStopped(t, s.path)
-	if _, err := s.Acquire(t.Context(), Request{}); err == nil {
+	if _, err := hasty.Acquire(t.Context(), Request{}); err == nil {
 		t.Error("two have the lock")
 	}
 	if err := stopped.Process.Signal(unix.SIGCONT); err != nil {

@@ -158,6 +158,10 @@ func (t *txn) setExpiry(fence uint64, expires moment) error {
 		t.now.boot, expires.wallColumn(), expires.sinceColumn(), fence)
 }
 
+func (t *txn) setOwner(fence uint64, o Owner) error {
+	return t.exec("UPDATE leases SET pid = ?, start = ?, command = ?, user = ? WHERE fence = ?", o.PID, o.Start, o.Command, o.User, fence)
+}
+
 // setEnded writes that a lease has ended.
 func (t *txn) setEnded(r row) error {
 	err := t.forget(r.namespace, r.Lease)
