@@ -10,8 +10,8 @@ FUZZ    ?= 5s
 export PATH := $(PATH):/usr/sbin:/sbin
 
 # Programs that the tests run as peers and referees, and the Debian packages they are in.
-TOOLS    = ip ss nft nc setpriv unshare mount script nmap
-PACKAGES = iproute2 nftables netcat-openbsd util-linux mount bsdutils netbase nmap
+TOOLS    = ip ss nft nc setpriv unshare mount script nmap strace python3
+PACKAGES = iproute2 nftables netcat-openbsd util-linux mount bsdutils netbase nmap strace python3
 
 help: ## print this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -48,7 +48,7 @@ unit: ## the tests with the race detector: units, command scripts, lab hosts, fl
 
 load: ## the tests whose load or timing the race detector would distort, without it
 	$(GO) test -count=1 -run 'TenThousand|Exhaustion' ./stream
-	$(GO) test -count=1 -run 'Kill|100ms' ./history ./daemon
+	$(GO) test -count=1 -run 'Kill|100ms' ./history ./daemon ./port/lease
 
 fuzz: ## each fuzz target for $(FUZZ)
 	@set -e; for d in $$($(GO) list -f '{{.Dir}}' ./...); do \

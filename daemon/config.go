@@ -28,6 +28,7 @@ import (
 type Config struct {
 	Services []Service `yaml:"services"`
 	History  History   `yaml:"history"`
+	Leases   Leases    `yaml:"leases"`
 	// Drain is how long connections may go on after the order to stop, before
 	// they are reset. Default 10 s.
 	Drain Duration `yaml:"drain"`
@@ -66,6 +67,11 @@ type History struct {
 	Keep    Duration `yaml:"keep"`     // how long; default 30 days
 	MaxSize Size     `yaml:"max_size"` // of the file; default 256 MiB
 	Off     bool     `yaml:"off"`      // keep none
+}
+
+// Leases says where services take their ports from.
+type Leases struct {
+	Off bool `yaml:"off"` // from no registry that other programs know of
 }
 
 // DefaultConfig is what `ft serve` runs without a configuration file: the
@@ -123,7 +129,7 @@ func readable(err error) error {
 	text = strings.ReplaceAll(text, "\n  ", "\n")
 	text = unknownKey.ReplaceAllStringFunc(text, func(s string) string {
 		m := unknownKey.FindStringSubmatch(s)
-		where := map[string]string{"Service": "a service", "Limits": "limits", "History": "history"}[m[2]]
+		where := map[string]string{"Service": "a service", "Limits": "limits", "History": "history", "Leases": "leases"}[m[2]]
 		if where == "" {
 			where = "a configuration"
 		}

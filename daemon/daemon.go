@@ -52,8 +52,10 @@ var ErrStopped = errors.New("the daemon is stopped")
 
 // Options of a Daemon. The zero value works.
 type Options struct {
-	Log    *slog.Logger   // default slog.Default()
-	Leases lease.Registry // where services take their ports from; default a registry of this process
+	Log *slog.Logger // default slog.Default()
+	// Leases is where services take their ports from, unless the configuration
+	// says off; default a registry of this process.
+	Leases lease.Registry
 	// HistoryPath is where the history is kept unless the configuration names a
 	// place. Without either none is kept.
 	HistoryPath string
@@ -72,7 +74,7 @@ func Start(ctx context.Context, c Config, o Options) (*Daemon, error) {
 	if d.log == nil {
 		d.log = slog.Default()
 	}
-	if d.leases == nil {
+	if d.leases == nil || c.Leases.Off {
 		d.leases = lease.NewMemory()
 	}
 	names, err := port.System()

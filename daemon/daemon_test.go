@@ -22,6 +22,7 @@ import (
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/history"
 	"github.com/fivetuple/fivetuple/internal/lab"
+	"github.com/fivetuple/fivetuple/port/lease"
 	"github.com/fivetuple/fivetuple/stats"
 )
 
@@ -448,3 +449,13 @@ func TestFiveThousandConnectionsFromOneSourceAndSlowClientsDisturbNobody(t *test
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
+
+func TestLeasesCanBeKeptFromOtherPrograms(t *testing.T) {
+	for off, want := range map[bool]int{true: 0, false: 1} {
+		ports := lease.NewMemory()
+		start(t, fmt.Sprintf("services: [{listen: 0}]\nleases: {off: %v}", off), Options{Leases: ports})
+		if leases, err := ports.List(t.Context()); err != nil || len(leases) != want {
+			t.Errorf("off: %v: got %v, %v, want %d leases", off, leases, err, want)
+		}
+	}
+}

@@ -28,6 +28,7 @@ func TestOthersSeeWhatIsPut(t *testing.T) {
 			Zone:      1<<31 + uint32(i),
 			PID:       int32(-i),
 			Expires:   int64(-i),
+			Until:     int64(1000 - i),
 		}
 		for j := range c.NetNS {
 			c.NetNS[j], c.Process[j] = byte(i+j), byte(0xff-i-j)

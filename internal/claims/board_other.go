@@ -25,6 +25,9 @@ func (*Board) Reset(claims iter.Seq2[int, Claim]) error { return nil }
 // Others knows of no other registry.
 func (*Board) Others(see func(uid uint32, c Claim) bool) (Skipped, error) { return Skipped{}, nil }
 
+// Sweep does nothing.
+func (*Board) Sweep(live func(Claim) bool) error { return nil }
+
 // Remove does nothing.
 func (*Board) Remove() error { return nil }
 

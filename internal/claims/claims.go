@@ -46,7 +46,8 @@ type Claim struct {
 	NetNS     [16]byte       // identity of the network namespace
 	PID       int32          // of the lease's owner, in the PID namespace that Process implies
 	Process   [16]byte       // identity of that process beside its number
-	Expires   int64
+	Expires   int64          // by a clock that they know who see the same processes
+	Until     int64          // the same by the clock on the wall
 }
 
 // Slots is how many claims a registry can have at a time, one in each of the

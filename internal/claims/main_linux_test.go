@@ -24,6 +24,7 @@ const (
 	idA = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 	idB = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
 	idC = "cccccccccccccccccccccccccccccccc"
+	idD = "dddddddddddddddddddddddddddddddd"
 )
 
 // someone is the user id of another user, in a lab that has several.

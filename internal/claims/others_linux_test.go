@@ -522,3 +522,25 @@ func TestOthersAllocatesNothingForAClaim(t *testing.T) {
 		t.Errorf("got %v allocations for 10,000 claims, %v for one", lots, few)
 	}
 }
+
+func TestSweepRemovesFilesWithoutALiveClaim(t *testing.T) {
+	dir := public(t)
+	with(t, dir, idA, map[int]Claim{0: claim(1), 5: claim(2)}) // one of them lives
+	with(t, dir, idC, map[int]Claim{3: claim(1)})              // none does
+	mine := with(t, dir, idB, map[int]Claim{0: claim(1)})
+	with(t, dir, idD, map[int]Claim{3: claim(1)}) // nor here, but just now
+	for _, id := range []string{idA, idB, idC} {
+		past := time.Now().Add(-61 * time.Second)
+		if err := os.Chtimes(fileOf(dir, id), past, past); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := mine.Sweep(func(c Claim) bool { return c.Expires == 2 }); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]bool{idA: true, idB: true, idC: false, idD: true} {
+		if _, err := os.Stat(fileOf(dir, id)); (err == nil) != want {
+			t.Errorf("file of registry %s is there: %v, want %v", id, err == nil, want)
+		}
+	}
+}

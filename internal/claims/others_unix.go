@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,6 +54,34 @@ func (b *Board) Others(see func(uid uint32, c Claim) bool) (Skipped, error) {
 		return r.skipped, fmt.Errorf("read the claims of other registries in %s: %w", b.dir, err)
 	}
 	return r.skipped, nil
+}
+
+// Sweep removes the files of this user's other registries in which no claim is
+// live any more and none was put for a minute: those of registries that were
+// removed, above all. A registry that still is there makes its file again when
+// it next puts a claim.
+func (b *Board) Sweep(live func(Claim) bool) error {
+	dir, err := os.Open(b.dir)
+	if err != nil {
+		return fmt.Errorf("sweep the claims of removed registries: %w", err)
+	}
+	defer dir.Close()
+	r := reader{board: b, dir: dir, total: maxTotal, rereads: maxRereads}
+	files, err := r.candidates()
+	for _, c := range files {
+		if c.uid != b.uid || err != nil || time.Since(time.Unix(0, c.time)) < time.Minute {
+			continue
+		}
+		used, before, share := false, r.skipped, int64(maxBytes)
+		r.see = func(_ uint32, c Claim) bool { used = live(c); return !used }
+		if err = r.read(c.name, &share); err == nil && !used && r.skipped == before {
+			if err = os.Remove(filepath.Join(b.dir, c.name)); errors.Is(err, fs.ErrNotExist) {
+				err = nil // by another registry
+			}
+		}
+		r.done = false
+	}
+	return err
 }
 
 // reader reads the files of others.

@@ -29,7 +29,8 @@ import (
 //	                          32  network namespace, 16 bytes
 //	                          48  process, 16 bytes
 //	                          64  expiry, 8 bytes
-//	                          72  not used
+//	                          72  the same by the wall's clock, 8 bytes
+//	                          80  not used
 //	                         124  checksum of the bytes before it, 4 bytes
 //
 // Bytes that are not used are written as 0, and not looked at: claims that say
@@ -106,6 +107,7 @@ func (c Claim) encode() (u unit, err error) {
 	copy(u[32:], c.NetNS[:])
 	copy(u[48:], c.Process[:])
 	binary.LittleEndian.PutUint64(u[64:], uint64(c.Expires))
+	binary.LittleEndian.PutUint64(u[72:], uint64(c.Until))
 	putChecksum(&u)
 	return u, nil
 }
@@ -136,6 +138,7 @@ func (u *unit) decode() (c Claim, ok bool) {
 		PID:       int32(binary.LittleEndian.Uint32(u[12:])),
 		Process:   [16]byte(u[48:]),
 		Expires:   int64(binary.LittleEndian.Uint64(u[64:])),
+		Until:     int64(binary.LittleEndian.Uint64(u[72:])),
 	}, true
 }
 

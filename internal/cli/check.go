@@ -29,8 +29,8 @@ func (a *app) portCheck() *cobra.Command {
 		Use:   "check ENDPOINT...",
 		Short: "Is a port free, and if not, who holds it",
 		Long: `Finds out whether you could listen on a port now, by binding it and letting it
-go, and if not, why: who holds it, or which permission is missing. The exit code
-is 1 if one of them is not free.
+go, and if not, why: who holds it, whom it is leased to, or which permission is
+missing. The exit code is 1 if one of them is not free.
 
 A port alone is on 127.0.0.1; :8080 or *:8080 is on all addresses.`,
 		Example: `  ft port check 8080                   TCP port 8080 of 127.0.0.1
@@ -54,7 +54,19 @@ func (a *app) checkPorts(ctx context.Context, args []string, f checkFlags) error
 		}
 		wanted = append(wanted, endpoints...)
 	}
+	leases, err := listLeases(ctx)
+	if err != nil {
+		return err
+	}
+	claimed, err := lease.Claimed(lease.Options{})
+	if err != nil {
+		a.warn("%v", err)
+	}
 	rows := a.checks(ctx, wanted)
+	for i := range rows {
+		rows[i].addLeases(leases, "")
+		rows[i].addLeases(without(claimed, leases), " in another registry")
+	}
 	for i := range rows {
 		rows[i].Service = names.Name(rows[i].Port, rows[i].Protocol.Protocol().String())
 	}
@@ -124,10 +136,50 @@ func bindAddr(e fivetuple.Endpoint) netip.Addr {
 // checkRow is what became of one port.
 type checkRow struct {
 	lease.Availability
-	State   string         `json:"state"` // "free", "in use", "not permitted" or "error"
+	State   string         `json:"state"` // "free", "leased", "in use", "not permitted" or "error"
 	Service string         `json:"service"`
 	Owners  []owner.Holder `json:"owners"` // of the sockets that hold it
+	Lease   *lease.Lease   `json:"lease"`  // that covers it; if there are several, the first
 	Note    string         `json:"note"`   // why it is not free, or what to mind if it is
+}
+
+// without returns the leases that other registries show, but for those which
+// this one has shown itself.
+func without(claimed, own []lease.Lease) []lease.Lease {
+	return slices.DeleteFunc(slices.Clone(claimed), func(c lease.Lease) bool {
+		return slices.ContainsFunc(own, func(l lease.Lease) bool { return l.Protocol == c.Protocol && l.AddrPort() == c.AddrPort() })
+	})
+}
+
+// addLeases says in the row whom the port is leased to, and where.
+func (r *checkRow) addLeases(leases []lease.Lease, where string) {
+	for _, l := range leases {
+		if !l.Covers(r.Protocol, netip.AddrPortFrom(r.Address, r.Port)) {
+			continue
+		}
+		if r.Free {
+			r.Free, r.State, r.Note = false, "leased", ""
+		}
+		if r.Lease == nil {
+			r.Lease = &l
+		}
+		if r.Note != "" {
+			r.Note += "; "
+		}
+		r.Note += leasedTo(l, r.Address) + where
+	}
+}
+
+// leasedTo is what a row about an address says of a lease that covers it.
+func leasedTo(l lease.Lease, about netip.Addr) string {
+	s := "leased to " + l.Owner.String()
+	if l.Name != "" {
+		s = fmt.Sprintf("leased to %s (%s)", l.Name, l.Owner)
+	}
+	if l.Address != about {
+		s += " on " + l.Address.String()
+	}
+	return s
 }
 
 // checks checks all ports that are wanted, those that it comes to before ctx ends.

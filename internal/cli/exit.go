@@ -81,6 +81,9 @@ func (a *app) warn(format string, args ...any) {
 	}
 }
 
+// warnOf is warn for an error.
+func (a *app) warnOf(err error) { a.warn("%v", err) }
+
 // noArgs refuses arguments. Those of a command that has others below it are
 // commands that do not exist.
 func noArgs(c *cobra.Command, args []string) error {

@@ -23,7 +23,10 @@ func writeHelp(w io.Writer, c *cobra.Command) {
 			about = c.Short + "."
 		}
 		for paragraph := range strings.SplitSeq(about, "\n\n") {
-			fmt.Fprintf(w, "\n%s\n", wrap(paragraph, ""))
+			if !strings.HasPrefix(paragraph, " ") { // what is indented is an example
+				paragraph = wrap(paragraph, "")
+			}
+			fmt.Fprintf(w, "\n%s\n", paragraph)
 		}
 	}
 	if c.HasAvailableSubCommands() {

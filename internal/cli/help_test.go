@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"io"
+	"regexp"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -13,12 +14,16 @@ import (
 func TestHelpOfEveryCommandOpensWithExamplesAndFits80Columns(t *testing.T) {
 	a := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard}
 	var check func(c *cobra.Command)
+	calls := regexp.MustCompile(`^  (.*\$\()?ft `) // or takes what it prints
 	check = func(c *cobra.Command) {
+		if c.Name() == "supervise" { // ft itself calls it
+			return
+		}
 		var b bytes.Buffer
 		c.InitDefaultHelpFlag()
 		writeHelp(&b, c)
 		help := b.String()
-		if !strings.HasPrefix(help, "Examples:\n  ft ") {
+		if !strings.HasPrefix(help, "Examples:\n  ") {
 			t.Errorf("help of %q does not open with examples:\n%s", c.CommandPath(), help)
 		}
 		examples := strings.Split(c.Example, "\n")
@@ -26,7 +31,7 @@ func TestHelpOfEveryCommandOpensWithExamplesAndFits80Columns(t *testing.T) {
 			t.Errorf("%q has %d examples, want two or three", c.CommandPath(), len(examples))
 		}
 		for _, e := range examples {
-			if !strings.HasPrefix(e, "  ft ") {
+			if !calls.MatchString(e) {
 				t.Errorf("example %q of %q is not a command line", e, c.CommandPath())
 			}
 		}

@@ -1,29 +1,12 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-)
 
-// stateDir is where the history is kept: $STATE_DIRECTORY if a service manager
-// gives one (systemd.exec(5)), /var/lib/fivetuple for root, and the XDG state
-// directory for others.
-func stateDir() (string, error) {
-	given := givenDir("STATE_DIRECTORY")
-	switch {
-	case given != "":
-		return given, nil
-	case os.Getuid() == 0:
-		return "/var/lib/fivetuple", nil
-	case os.Getenv("XDG_STATE_HOME") != "":
-		return filepath.Join(os.Getenv("XDG_STATE_HOME"), "fivetuple"), nil
-	case os.Getenv("HOME") != "":
-		return filepath.Join(os.Getenv("HOME"), ".local", "state", "fivetuple"), nil
-	}
-	return "", errors.New("no state directory: set HOME, XDG_STATE_HOME or STATE_DIRECTORY")
-}
+	"github.com/fivetuple/fivetuple/internal/statedir"
+)
 
 // runtimeDir is where Unix sockets are: $RUNTIME_DIRECTORY, /run/fivetuple for
 // root, and the XDG runtime directory for others, or a directory of the user's
@@ -51,10 +34,4 @@ func givenDir(variable string) string {
 }
 
 // historyPath is the history of this user.
-func historyPath() (string, error) {
-	dir, err := stateDir()
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(dir, "history.db"), nil
-}
+func historyPath() (string, error) { return statedir.Path("history.db") }

@@ -10,8 +10,8 @@ func TestFirstOfSeveralServiceDirectories(t *testing.T) {
 	both := "/a" + string(os.PathListSeparator) + "/b"
 	t.Setenv("STATE_DIRECTORY", both)
 	t.Setenv("RUNTIME_DIRECTORY", both)
-	if got, err := stateDir(); err != nil || got != "/a" {
-		t.Errorf("state directory: got %s, %v, want /a", got, err)
+	if got, err := historyPath(); err != nil || got != "/a/history.db" {
+		t.Errorf("history: got %s, %v, want /a/history.db", got, err)
 	}
 	if got := runtimeDir(); got != "/a" {
 		t.Errorf("runtime directory: got %s, want /a", got)

@@ -18,14 +18,18 @@ import (
 func (a *app) port() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "port",
-		Short: "What a port is for, whether it is free, how many are left",
-		Example: `  ft port lookup 443       which services have port 443
-  ft port check 8080       is it free, and if not, who holds it
-  ft port status           how many ports are in use`,
+		Short: "Lease ports, run programs on them, see who has which",
+		Example: `  PORT=$(ft port lease)                a free port, for this shell
+  ft port run -- npm start             run a program on a free port, in PORT
+  ft port check 8080                   is it free, and if not, who holds it`,
 		Args: noArgs,
 		RunE: showHelp,
 	}
-	c.AddCommand(a.portLookup(), a.portClasses(), a.portCheck(), a.portStatus())
+	c.AddCommand(
+		a.portLease(), a.portRelease(), a.portRenew(), a.portLeases(), a.portGC(),
+		a.portRun(), a.portSupervise(), a.portEnv(),
+		a.portCheck(), a.portStatus(), a.portLookup(), a.portClasses(),
+	)
 	return c
 }
 
@@ -197,17 +201,19 @@ func (a *app) portStatus() *cobra.Command {
 		Use:   "status",
 		Short: "How many ports are in use, and how many are left",
 		Long: `Counts the ports of this host (of its network namespace) by protocol and class:
-a port counts as in use if a socket has it on any address.`,
+a port counts as in use if it is leased, or a socket has it, on any address.`,
 		Example: `  ft port status
   ft port status -o json`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			status, err := lease.NewMemory().Status(c.Context())
-			if err != nil {
+			return viewPorts(c.Context(), func(ports lease.Registry) error {
+				status, err := ports.Status(c.Context())
+				if err != nil {
+					return err
+				}
+				_, err = a.printPortStatus(status)
 				return err
-			}
-			_, err = a.printPortStatus(status)
-			return err
+			})
 		},
 	}
 }

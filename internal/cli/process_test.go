@@ -90,6 +90,7 @@ func TestInterruptedScanPrintsWhatWasFound(t *testing.T) {
 func TestInterruptedCheckSaysSo(t *testing.T) {
 	for _, format := range []string{formatTable, formatJSON, formatNDJSON, formatCSV} {
 		t.Run(format, func(t *testing.T) {
+			t.Setenv("STATE_DIRECTORY", t.TempDir())
 			ctx, cancel := context.WithCancel(t.Context())
 			var stdout, stderr bytes.Buffer
 			a := &app{out: &stdout, err: &stderr, format: format}
@@ -120,6 +121,7 @@ func TestTablePrintsWhatCameBeforeAnError(t *testing.T) {
 // All processes are searched once, not once for each port, which would take many
 // times as long as is allowed here.
 func TestCheckFindsTheHoldersOfManyPortsTogether(t *testing.T) {
+	t.Setenv("STATE_DIRECTORY", t.TempDir())
 	const first, last = 21000, 22999
 	for port := first; port <= last; port++ {
 		l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})

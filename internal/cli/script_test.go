@@ -5,12 +5,15 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,10 +49,11 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
-			env.Setenv("RUNTIME_DIRECTORY", filepath.Join(env.WorkDir, "run"))
-			env.Setenv("TZ", "UTC")
+			if err := setUpDirectories(env); err != nil {
+				return err
+			}
 			env.Setenv("GORACE", os.Getenv("GORACE"))
+			env.Setenv("LINES", "two\nlines")
 			env.Setenv("TEST_PID", strconv.Itoa(os.Getpid()))
 			self, err := owner.ProcessOf(os.Getpid())
 			env.Setenv("TEST_PROCESS", self.String())
@@ -57,11 +61,36 @@ func TestScripts(t *testing.T) {
 			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":  exits,
-			"listen": listen,
-			"record": record,
+			"awaitline": awaitLine,
+			"exits":     exits,
+			"listen":    listen,
+			"record":    record,
+			"signal":    signalChild,
 		},
+		Condition: condition,
 	})
+}
+
+// setUpDirectories keeps what a script writes in its own directory.
+func setUpDirectories(env *testscript.Env) error {
+	env.Setenv("STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
+	env.Setenv("RUNTIME_DIRECTORY", filepath.Join(env.WorkDir, "run"))
+	env.Setenv("FT_CLAIMS_DIR", filepath.Join(env.WorkDir, "claims"))
+	env.Setenv("TZ", "UTC")
+	if err := os.Mkdir(env.Getenv("FT_CLAIMS_DIR"), 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(env.Getenv("FT_CLAIMS_DIR"), fs.ModeSticky|0o777)
+}
+
+// condition is [users]: the lab has the ids of other users, as it does if root
+// started the tests.
+func condition(name string) (bool, error) {
+	if name != "users" {
+		return false, fmt.Errorf("unknown condition %q", name)
+	}
+	ids, err := os.ReadFile("/proc/self/uid_map")
+	return strings.Contains(string(ids), "65536"), err
 }
 
 // replace puts a file of the test in the place of one of the machine, in the

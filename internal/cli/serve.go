@@ -93,7 +93,16 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 	defer signal.Stop(hup)
 
 	log := a.logger(f)
-	d, err := daemon.Start(ctx, config, daemon.Options{Log: log, HistoryPath: path})
+	o := daemon.Options{Log: log, HistoryPath: path}
+	if !config.Leases.Off {
+		ports, err := openPorts(ctx, func(err error) { log.Warn("ports", "error", err) })
+		if err != nil {
+			return fmt.Errorf("%w (leases: {off: true} in the configuration does without)", err)
+		}
+		defer ports.Close()
+		o.Leases = ports
+	}
+	d, err := daemon.Start(ctx, config, o)
 	if err != nil {
 		return err
 	}

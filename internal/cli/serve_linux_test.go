@@ -4,7 +4,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,12 +23,7 @@ func TestServe(t *testing.T) {
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Setup: func(env *testscript.Env) error {
-			env.Setenv("STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
-			env.Setenv("RUNTIME_DIRECTORY", filepath.Join(env.WorkDir, "run"))
-			env.Setenv("TZ", "UTC")
-			return nil
-		},
+		Setup:               setUpDirectories,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":     exits,
 			"await":     await,

@@ -46,6 +46,13 @@ func (v *living) look(o Owner) bool {
 	return !owner.Process{PID: o.PID, Start: start}.Alive()
 }
 
+// clockOf returns whose CLOCK_BOOTTIME is read from a view: that of a start of the
+// machine, and of a time namespace (time_namespaces(7)).
+func clockOf(view string) string {
+	parts := strings.Split(view, "/")
+	return parts[0] + "/" + parts[len(parts)-1]
+}
+
 // bootOf returns which start of the machine a view is of.
 func bootOf(view string) string {
 	boot, _, _ := strings.Cut(view, "/")

@@ -26,7 +26,7 @@ func AcquireBoth(ctx context.Context, ports Registry, r Request, bind func(conte
 	}()
 	acquire := func(protocol fivetuple.Network, port uint16) (Lease, error) {
 		r := r
-		r.Protocol, r.Port, r.Bind = protocol, port, nil
+		r.Protocol, r.alone, r.Port, r.Bind = protocol, r.Port == 0, port, nil
 		if bind != nil {
 			r.Bind = func(ctx context.Context, at netip.AddrPort) error { return bind(ctx, protocol, at) }
 		}

@@ -16,6 +16,7 @@ const (
 	portFree portState = iota
 	portLeased
 	portResting // freed a short while ago by another name
+	portUsed    // freed a short while ago by nobody in particular, as is who asks
 )
 
 // choose returns a port of the request's range that the registry calls free,
@@ -31,6 +32,26 @@ func choose(ctx context.Context, r Request, old uint16, look func(port uint16) (
 		return 0, err
 	}
 	none := &ExhaustedError{Protocol: r.Protocol, Address: r.Address, Range: r.Range}
+	try := func(port uint16) (taken bool, err error) {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		switch err := take(port); {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, ErrLeased): // in another registry
+			none.Leased++
+		case errors.Is(err, ErrInUse):
+			none.InUse++
+		case errors.Is(err, ErrNotPermitted):
+			none.Denied++
+			none.denial = err
+		default:
+			return false, err
+		}
+		return false, nil
+	}
+	var used []uint16 // tried last, but before all of a large range is looked at
 	for port := range candidates(r.Range, ephemeral, old) {
 		state, err := look(port)
 		switch {
@@ -45,22 +66,17 @@ func choose(ctx context.Context, r Request, old uint16, look func(port uint16) (
 		case reserved.has(port):
 			none.Reserved++
 			continue
+		case state == portUsed && len(used) < draws:
+			used = append(used, port)
+			continue
 		}
-		if err := ctx.Err(); err != nil {
-			return 0, err
+		if taken, err := try(port); taken || err != nil {
+			return port, err
 		}
-		switch err := take(port); {
-		case err == nil:
-			return port, nil
-		case errors.Is(err, ErrLeased): // in another registry
-			none.Leased++
-		case errors.Is(err, ErrInUse):
-			none.InUse++
-		case errors.Is(err, ErrNotPermitted):
-			none.Denied++
-			none.denial = err
-		default:
-			return 0, err
+	}
+	for _, port := range used {
+		if taken, err := try(port); taken || err != nil {
+			return port, err
 		}
 	}
 	return 0, none

@@ -46,6 +46,10 @@ func TestRegistriesDoNotGrantWhatAnotherHas(t *testing.T) {
 	if got, want := conflict.Holder.Owner, a.self; got.PID != want.PID || got.User != want.User || got.Command != want.Command {
 		t.Errorf("the holder is %v, want %v", got, want)
 	}
+	seen, err := Claimed(Options{Claims: dir})
+	if err != nil || len(seen) != 1 || seen[0].AddrPort() != l.AddrPort() || seen[0].Owner.PID != l.Owner.PID || seen[0].Name != "" {
+		t.Errorf("claimed are %v, %v, want %v without its name", seen, err, l)
+	}
 	refused(t, b, Request{Range: onePort}, ErrExhausted)
 	refused(t, b, Request{Port: 50000, Address: any4}, ErrLeased)
 	refused(t, b, Request{Port: 50000, Address: any6}, ErrLeased)
@@ -247,4 +251,138 @@ func TestNoPortIsHeldByTwoRegistries(t *testing.T) {
 	if granted.Load() < 30 {
 		t.Errorf("the port was granted %d times only", granted.Load())
 	}
+}
+
+// What goes on after a restart of the machine is nobody else's in between.
+func TestClaimOutlivesTheMachineIfItsLeaseDoes(t *testing.T) {
+	dir := claimsDir(t)
+	a, b := registry(t, dir), registry(t, dir)
+	acquire(t, a, Request{Port: 50000, Detached: true, TTL: time.Hour})
+	acquire(t, a, Request{Port: 50001})
+	restart(t, a)
+	b.view = strings.Replace(b.view, bootOf(b.view), "after", 1) // the same is on the board, from before
+	refused(t, b, Request{Port: 50000}, ErrLeased)
+	acquire(t, b, Request{Port: 50001})
+	wantPorts(t, a, 50000)
+}
+
+// A lease that was over for others is not renewed if one of them has the port since.
+func TestRenewOfALeaseThatIsOverElsewhere(t *testing.T) {
+	for name, renew := range map[string]func(s *Shared, l Lease) error{
+		"Renew":    func(s *Shared, l Lease) error { _, err := s.Renew(t.Context(), l, time.Hour); return err },
+		"Transfer": func(s *Shared, l Lease) error { _, err := s.Transfer(t.Context(), l, s.self); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := claimsDir(t)
+			a, b := registry(t, dir), registry(t, dir)
+			l := acquire(t, a, Request{Port: 50000})
+			files, err := filepath.Glob(filepath.Join(dir, "*"))
+			if err != nil || len(files) != 1 {
+				t.Fatal(files, err)
+			}
+			if err := os.Remove(files[0]); err != nil { // so that b does not see it
+				t.Fatal(err)
+			}
+			acquire(t, b, Request{Port: 50000})
+			if err := renew(a, l); !errors.Is(err, ErrStale) {
+				t.Errorf("got %v, want ErrStale", err)
+			}
+			wantPorts(t, a)
+			wantPorts(t, b, 50000)
+		})
+	}
+}
+
+// Claims that could not be put are there after the next change.
+func TestClaimsAreMadeUpFor(t *testing.T) {
+	dir := claimsDir(t)
+	path := filepath.Join(t.TempDir(), "ports.db")
+	silent := openAt(t, path, Options{Claims: "none"})
+	l := acquire(t, silent, Request{Port: 50000})
+	acquire(t, silent, Request{Port: 50001})
+	s := openAt(t, path, Options{Claims: dir})
+	release(t, s, l)
+	b := registry(t, dir)
+	refused(t, b, Request{Port: 50001}, ErrLeased)
+	acquire(t, b, Request{Port: 50000})
+}
+
+func TestCopyOfARegistryHasClaimsOfItsOwn(t *testing.T) {
+	dir := claimsDir(t)
+	a, b := registry(t, dir), registry(t, dir)
+	acquire(t, a, Request{Port: 50000})
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(a.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(t.TempDir(), "ports.db")
+	if err := os.WriteFile(copied, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := openAt(t, copied, Options{Rest: -1, Claims: dir})
+	a = openAt(t, a.path, Options{Rest: -1, Claims: dir})
+	acquire(t, c, Request{Port: 50001})
+	refused(t, a, Request{Port: 50001}, ErrLeased)
+	refused(t, b, Request{Port: 50001}, ErrLeased)
+	acquire(t, a, Request{Port: 50002})
+	refused(t, c, Request{Port: 50002}, ErrLeased)
+}
+
+func TestRegistryOfAnotherUserIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ports.db")
+	s := openAt(t, path, Options{})
+	s.Close()
+	if err := os.Chown(path, 54321, 54321); err != nil {
+		if onlyOneUser(t) {
+			return
+		}
+		t.Fatal(err)
+	}
+	if s, err := Open(t.Context(), path, Options{}); err == nil || !strings.Contains(err.Error(), "it belongs to the user 54321: run ft as that user") {
+		t.Errorf("got %v, %v, want it refused", s, err)
+	}
+	if s, err := OpenReadOnly(t.Context(), path, Options{}); err != nil {
+		t.Error(err)
+	} else {
+		s.Close()
+	}
+}
+
+// onlyOneUser says whether the lab was started by an ordinary user, and has no other.
+func onlyOneUser(t *testing.T) bool {
+	text, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(text))
+	return fields[len(fields)-1] == "1"
+}
+
+func TestWaitersForTheLockDoNotPileUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ports.db")
+	s := openAt(t, path, Options{Wait: 2 * time.Millisecond})
+	other := fileLock{path: path + "-lock"}
+	if err := other.lock(t.Context(), time.Second); err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.NumGoroutine()
+	for range 20 {
+		if _, err := s.Acquire(t.Context(), Request{}); err == nil {
+			t.Fatal("a locked registry granted a port")
+		}
+	}
+	if n := runtime.NumGoroutine() - before; n > 1 {
+		t.Errorf("%d goroutines wait for the lock", n)
+	}
+	other.unlock()
+	s.options.Wait = 5 * time.Second
+	acquire(t, s, Request{})
+	acquire(t, s, Request{})
+	if err := other.lock(t.Context(), time.Second); err != nil { // nobody kept it
+		t.Error(err)
+	}
+	other.close()
 }

@@ -6,7 +6,7 @@ import "time"
 // machine's since it was started, which says nothing about another start.
 type moment struct {
 	wall  time.Time
-	boot  string // which start of the machine, "" if unknown
+	boot  string // which start of the machine, as seen from which time namespace, "" if unknown
 	since time.Duration
 }
 

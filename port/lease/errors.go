@@ -30,9 +30,15 @@ type ConflictError struct {
 	Protocol fivetuple.Network
 	Wanted   netip.AddrPort
 	Holder   Lease
+	// Elsewhere: in another registry, of this user or another one. The holder's
+	// name is not known then, and its process only if it can be seen from here.
+	Elsewhere bool
 }
 
 func (e *ConflictError) Error() string {
+	if e.Elsewhere {
+		return fmt.Sprintf("%s %s overlaps %s in another registry of ports: take another port, or release it there", e.Protocol, e.Wanted, e.Holder)
+	}
 	return fmt.Sprintf("%s %s overlaps %s: release that lease or take another port", e.Protocol, e.Wanted, e.Holder)
 }
 

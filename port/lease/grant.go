@@ -72,7 +72,13 @@ func (t *txn) find(ctx context.Context, r Request) (uint16, error) {
 	if err != nil {
 		return 0, err
 	}
-	return choose(ctx, r, old, t.lookUp(r), func(port uint16) error { return t.take(ctx, r, port) })
+	return choose(ctx, r, old, t.lookUp(r), func(port uint16) error {
+		err := t.take(ctx, r, port)
+		if t.others == nil && errors.Is(err, ErrLeased) {
+			t.others = t.otherPorts(r)
+		}
+		return err
+	})
 }
 
 // oldPort is the port that a name had last, 0 if none is remembered.
@@ -127,6 +133,9 @@ func (t *txn) lookUp(r Request) func(port uint16) (portState, error) {
 	looked := 0
 	var states map[uint16]portState
 	return func(port uint16) (portState, error) {
+		if t.others[port] {
+			return portLeased, nil
+		}
 		if looked++; looked <= fewPorts {
 			states, err := t.portStates(r, port, port)
 			return states[port], err
@@ -150,8 +159,10 @@ func (t *txn) portStates(r Request, first, last uint16) (map[uint16]portState, e
 			if l.conflicts(r, l.Port) {
 				states[l.Port] = portLeased
 			}
-		case t.rests(l, r) && states[l.Port] == portFree:
-			states[l.Port] = portResting
+		case t.rests(l, r) && states[l.Port] != portLeased:
+			if states[l.Port] = portResting; l.Name == "" && r.Name == "" {
+				states[l.Port] = portUsed
+			}
 		}
 		return true
 	}, "namespace = ? AND protocol = ? AND port BETWEEN ? AND ?", t.namespace, r.Protocol.Protocol().String(), first, last)

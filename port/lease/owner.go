@@ -1,6 +1,8 @@
 package lease
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -65,6 +67,20 @@ func describe(p owner.Process) (Owner, error) {
 	return Owner{PID: p.PID, Start: fmt.Sprintf("%s/%d", view, p.Start), Command: p.Command, User: p.User}, nil
 }
 
+// complete fills in what is not said of a running process, and checks the rest.
+func (o Owner) complete() (Owner, error) {
+	if o.PID > 0 && o.Start == "" {
+		found, err := OwnerOf(o.PID)
+		switch {
+		case err == nil:
+			o.Start, o.Command, o.User = found.Start, cmp.Or(o.Command, found.Command), cmp.Or(o.User, found.User)
+		case !errors.Is(err, errors.ErrUnsupported):
+			return o, err
+		}
+	}
+	return o, errors.Join(checkText("owner's user", o.User, MaxPurpose), checkText("owner's command", o.Command, MaxPurpose))
+}
+
 // Caller describes the process that called this one, a subshell as the shell
 // that it was forked from ([owner.Caller]).
 func Caller() (Owner, error) {
@@ -75,10 +91,11 @@ func Caller() (Owner, error) {
 	return describe(p)
 }
 
-// String returns "node, pid 12, user alice", or "no process, user alice".
+// String returns "node, pid 12, user alice", or "user alice" if there
+// is no process, or none that is known.
 func (o Owner) String() string {
 	if o.PID == 0 {
-		return "no process, user " + o.User
+		return "user " + o.User
 	}
 	return fmt.Sprintf("%s, pid %d, user %s", o.Command, o.PID, o.User)
 }

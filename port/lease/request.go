@@ -3,7 +3,9 @@ package lease
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
+	"strconv"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -61,6 +63,8 @@ type Request struct {
 	// EADDRINUSE, EACCES or EPERM leads on to the next. If Acquire fails after
 	// all, what Bind opened is still open. It must not call the registry.
 	Bind func(ctx context.Context, at netip.AddrPort) error
+
+	alone bool // Port was chosen and not asked for: it is not shared
 }
 
 // dynamic is where free ports come from: never assigned by IANA (RFC 6335 section 6).
@@ -87,6 +91,10 @@ func (r Request) normal(self Owner) (Request, error) {
 	if r.Detached {
 		r.Owner = Owner{User: r.Owner.User}
 	}
+	var err error
+	if r.Owner, err = r.Owner.complete(); err != nil {
+		return r, err
+	}
 	if err := checkTTL(r.TTL, r.Detached); err != nil {
 		return r, err
 	}
@@ -95,7 +103,6 @@ func (r Request) normal(self Owner) (Request, error) {
 		limit    int
 	}{
 		{"name", r.Name, MaxName}, {"purpose", r.Purpose, MaxPurpose},
-		{"owner's user", r.Owner.User, MaxPurpose}, {"owner's command", r.Owner.Command, MaxPurpose},
 	} {
 		if err := checkText(text.what, text.is, text.limit); err != nil {
 			return r, err
@@ -126,11 +133,21 @@ func (r *Request) normalAddress() error {
 	case addr.Zone() != "" && !addr.IsLinkLocalUnicast() && !addr.IsMulticast():
 		return invalid("%s has a zone, which only link-local addresses do", addr)
 	}
-	r.Address = addr
+	r.Address = addr.WithZone(zoneName(addr.Zone()))
 	if !only6 || addr != netip.IPv6Unspecified() {
 		r.Protocol = r.Protocol.Protocol()
 	}
 	return nil
+}
+
+// zoneName gives a zone its one name: that of the interface, if it has a number.
+func zoneName(zone string) string {
+	if index, err := strconv.Atoi(zone); err == nil {
+		if device, err := net.InterfaceByIndex(index); err == nil {
+			return device.Name
+		}
+	}
+	return zone
 }
 
 func (r *Request) normalRange() error {
@@ -151,10 +168,15 @@ func (r *Request) normalRange() error {
 	return nil
 }
 
+// maxTTL keeps points in time within what nanoseconds since 1970 can say.
+const maxTTL = 100 * 366 * 24 * time.Hour
+
 func checkTTL(ttl time.Duration, detached bool) error {
 	switch {
 	case ttl < 0:
 		return invalid("the time to live %v is negative", ttl)
+	case ttl > maxTTL:
+		return invalid("the time to live %v is over 100 years: 0 is for ever", ttl)
 	case detached && ttl == 0:
 		return invalid("a lease that is nobody's needs a time to live")
 	}
@@ -182,7 +204,7 @@ func invalid(format string, args ...any) error {
 
 // shares says whether the request is content with a port that others use: one
 // that is chosen for it should be its own.
-func (r Request) shares() bool { return r.ReusePort && r.Port != 0 }
+func (r Request) shares() bool { return r.ReusePort && r.Port != 0 && !r.alone }
 
 // isGroup says whether the address is one that many sockets receive on.
 func (r Request) isGroup() bool { return r.Protocol.IsDatagram() && r.Address.IsMulticast() }

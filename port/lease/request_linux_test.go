@@ -29,7 +29,7 @@ func TestRequestIsBroughtIntoOneForm(t *testing.T) {
 		{Request{Protocol: fivetuple.TCP6, Address: addr("fd00::1")}, form{fivetuple.TCP, "fd00::1", "49152-65535"}},
 		{Request{Address: addr("::ffff:10.0.0.1")}, form{fivetuple.TCP, "10.0.0.1", "49152-65535"}},
 		{Request{Address: addr("::ffff:0.0.0.0")}, form{fivetuple.TCP, "0.0.0.0", "49152-65535"}},
-		{Request{Address: addr("fe80::1%1")}, form{fivetuple.TCP, "fe80::1%1", "49152-65535"}},
+		{Request{Address: addr("fe80::1%1")}, form{fivetuple.TCP, "fe80::1%lo", "49152-65535"}},
 		{Request{Range: fivetuple.PortRange{First: 0, Last: 9}}, form{fivetuple.TCP, "127.0.0.1", "1-9"}},
 		{Request{Port: 80, Range: fivetuple.PortRange{First: 80, Last: 90}}, form{fivetuple.TCP, "127.0.0.1", "80"}},
 	} {

@@ -1,13 +1,15 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
-	"sync"
+	"path/filepath"
 	"time"
 
 	"github.com/fivetuple/fivetuple/internal/claims"
@@ -16,8 +18,9 @@ import (
 	"github.com/fivetuple/fivetuple/owner"
 )
 
-// Shared is a registry in a file, for all processes of a user, or of all users
-// who may write the file. It is made by [Open].
+// Shared is a registry in a file, for all processes of a user. It is made by
+// [Open]. Registries of other users are kept from granting the same ports by
+// claims (see [Options]).
 //
 // A lease ends by [Shared.Release], when it expires, and when its owner dies,
 // which is looked at whenever the lease matters. An owner that forked has died
@@ -37,7 +40,7 @@ type Shared struct {
 	view     string // owner.View
 	self     Owner
 
-	mu         sync.Mutex
+	turn       chan struct{} // full while a goroutine uses what follows
 	pool       *sql.DB
 	conn       *sql.Conn
 	file       os.FileInfo // that conn has open
@@ -45,6 +48,7 @@ type Shared struct {
 	closed     bool
 	guard      fileLock
 	board      *claims.Board // nil if there is none
+	boardID    string        // of this registry, on the board
 	warned     bool          // about the board
 }
 
@@ -60,7 +64,10 @@ type Options struct {
 	Warn func(error)
 }
 
-const defaultRest = time.Minute
+const (
+	defaultRest = time.Minute
+	noClaims    = "none"
+)
 
 func (o Options) withDefaults() Options {
 	if o.Rest == 0 {
@@ -69,6 +76,7 @@ func (o Options) withDefaults() Options {
 	if o.Wait <= 0 {
 		o.Wait = 5 * time.Second
 	}
+	o.Claims = cmp.Or(o.Claims, os.Getenv("FT_CLAIMS_DIR"), "/var/tmp")
 	if o.Warn == nil {
 		o.Warn = func(err error) { slog.Warn(err.Error()) }
 	}
@@ -105,21 +113,54 @@ func OpenReadOnly(ctx context.Context, path string, o Options) (*Shared, error) 
 }
 
 func openShared(ctx context.Context, path string, o Options, readOnly bool) (*Shared, error) {
-	s := &Shared{path: path, options: o.withDefaults(), readOnly: readOnly, self: self(), guard: fileLock{path: path + "-lock"}}
+	s := &Shared{
+		path: path, options: o.withDefaults(), readOnly: readOnly, self: self(),
+		turn: make(chan struct{}, 1), guard: fileLock{path: path + "-lock"},
+	}
 	view, err := owner.View()
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return nil, fmt.Errorf("registry of ports: %w", err)
 	}
 	s.view = view
-	if err := s.connect(ctx); err != nil {
+	if err := s.create(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.connect(ctx); err != nil {
+		return nil, errors.Join(err, s.guard.close())
+	}
 	return s, nil
+}
+
+// create begins a file, alone among all processes. What SQLite keeps beside one
+// that was removed while somebody had it open would be taken for the new one's.
+func (s *Shared) create(ctx context.Context) error {
+	if _, err := os.Lstat(s.path); s.readOnly || !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
+		return s.wrap(err)
+	}
+	if err := s.guard.lock(ctx, s.options.Wait); err != nil {
+		return s.explainLock(err)
+	}
+	defer s.guard.unlock()
+	if _, err := os.Lstat(s.path); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, suffix := range []string{"-wal", "-shm"} {
+		if err := os.Remove(s.path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return s.wrap(err)
+		}
+	}
+	return s.connect(ctx)
 }
 
 // connect opens the file. The connection is one, as one process changes the
 // registry at a time.
 func (s *Shared) connect(ctx context.Context) error {
+	if s.conn != nil {
+		return nil // create did it
+	}
 	open := registryFormat.Open
 	if s.readOnly {
 		open = registryFormat.OpenReadOnly
@@ -133,19 +174,21 @@ func (s *Shared) connect(ctx context.Context) error {
 		return errors.Join(s.wrap(err), pool.Close())
 	}
 	file, err := os.Stat(s.path)
+	if err == nil && !s.readOnly {
+		err = checkOurs(file)
+	}
 	if err != nil {
-		return errors.Join(err, conn.Close(), pool.Close())
+		return errors.Join(s.wrap(err), conn.Close(), pool.Close())
 	}
 	s.pool, s.conn, s.file = pool, conn, file
 	s.statements = make(map[string]*sql.Stmt)
-	s.openBoard()
 	return nil
 }
 
 // Close closes the file. Leases stay.
 func (s *Shared) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.turn <- struct{}{}
+	defer s.endTurn()
 	if s.closed {
 		return nil
 	}
@@ -153,16 +196,32 @@ func (s *Shared) Close() error {
 	return errors.Join(s.disconnect(), s.guard.close())
 }
 
+// takeTurn waits until no other goroutine uses the registry.
+func (s *Shared) takeTurn(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if s.closed {
+		s.endTurn()
+		return fmt.Errorf("registry of ports %s: %w", s.path, os.ErrClosed)
+	}
+	return nil
+}
+
+func (s *Shared) endTurn() { <-s.turn }
+
 func (s *Shared) disconnect() error {
+	s.closeBoard()
 	if s.conn == nil {
 		return nil // the last connect failed
 	}
 	for _, stmt := range s.statements {
 		stmt.Close()
-	}
-	if s.board != nil {
-		s.board.Close()
-		s.board = nil
 	}
 	err := errors.Join(s.wrap(s.conn.Close()), s.wrap(s.pool.Close()))
 	s.conn = nil
@@ -172,9 +231,6 @@ func (s *Shared) disconnect() error {
 // follow opens the file that is at the path now, if another one is open: SQLite
 // would go on with one that was removed, where nobody else looks.
 func (s *Shared) follow(ctx context.Context) error {
-	if s.closed {
-		return fmt.Errorf("registry of ports %s: %w", s.path, os.ErrClosed)
-	}
 	now, err := os.Stat(s.path)
 	if err == nil && s.conn != nil && os.SameFile(now, s.file) {
 		return nil
@@ -189,13 +245,17 @@ func (s *Shared) wrap(err error) error { return registryFormat.Wrap(s.path, err)
 
 // change runs f in a transaction, alone among all processes.
 func (s *Shared) change(ctx context.Context, f func(*txn) error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	if err := s.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer s.endTurn()
 	if s.readOnly {
 		return fmt.Errorf("%s: %w", s.path, ErrReadOnly)
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	if _, err := os.Stat(s.path); errors.Is(err, fs.ErrNotExist) { // removed since
+		if err := errors.Join(s.disconnect(), s.create(ctx)); err != nil {
+			return err
+		}
 	}
 	if err := s.guard.lock(ctx, s.options.Wait); err != nil {
 		return s.explainLock(err)
@@ -204,52 +264,50 @@ func (s *Shared) change(ctx context.Context, f func(*txn) error) error {
 	if err := s.follow(ctx); err != nil {
 		return err
 	}
-	t, err := s.here()
-	if err != nil {
-		return err
-	}
 	wasCut := s.guard.isDirty()
 	if err := s.guard.setDirty(true); err != nil {
 		return s.wrap(err)
 	}
-	err = s.transact(func() error {
-		if err := t.adopt(); err != nil {
-			return err
-		}
-		if wasCut {
-			t.republish()
-		}
-		return f(t)
-	}, t.settleClaims)
-	if errReserved := t.unreserve(); errReserved != nil {
-		return errors.Join(err, errReserved)
+	t := &txn{Shared: s}
+	committed, err := t.run(wasCut, f)
+	errTidy := t.unreserve()
+	if errTidy == nil && !t.unpublished {
+		errTidy = s.guard.setDirty(false)
 	}
-	return errors.Join(err, s.guard.setDirty(false))
-}
-
-// transact commits what f does if it succeeds, and if its error is an answer:
-// with a no, too, leases of the dead may have been ended. It says what became
-// of it also where f, which calls a [Request.Bind], panics.
-func (s *Shared) transact(f func() error, settle func(committed bool)) error {
-	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
-		return s.wrap(err)
-	}
-	committed := false
-	defer func() {
-		if !committed {
-			s.conn.ExecContext(context.Background(), "ROLLBACK") // fails where SQLite has done so itself
-		}
-		settle(committed)
-	}()
-	err := f()
-	if err != nil && !isAnswer(err) {
+	if errTidy != nil && committed {
+		s.options.Warn(errTidy) // the next change does it
 		return err
 	}
-	if err := s.exec("COMMIT"); err != nil {
-		return s.wrap(err)
+	return errors.Join(err, errTidy)
+}
+
+// run commits what f does if it succeeds, and if its error is an answer: with a
+// no, too, leases of the dead may have been ended. Claims are put in order also
+// if f, which calls a [Request.Bind], panics.
+func (t *txn) run(wasCut bool, f func(*txn) error) (committed bool, err error) {
+	if err := t.exec("BEGIN IMMEDIATE"); err != nil {
+		return false, t.wrap(err)
 	}
-	committed = true
-	return err
+	defer func() {
+		if !committed {
+			t.conn.ExecContext(context.Background(), "ROLLBACK") // fails where SQLite has done so itself
+		}
+		t.settleClaims(committed)
+	}()
+	if err := t.begin(); err != nil {
+		return false, err
+	}
+	if wasCut {
+		t.republish()
+	}
+	err = f(t)
+	if err != nil && !isAnswer(err) {
+		return false, err
+	}
+	if err := t.exec("COMMIT"); err != nil {
+		return false, t.wrap(err)
+	}
+	return true, err
 }
 
 // isAnswer says whether an error is the registry's answer, and no failure.
@@ -280,16 +338,6 @@ func (s *Shared) explainLock(err error) error {
 	return fmt.Errorf("the registry of ports %s has been locked for %v by %s", s.path, s.options.Wait, holder)
 }
 
-// here is what a transaction goes by: the time, and where this thread is.
-func (s *Shared) here() (*txn, error) {
-	boot := bootOf(s.view)
-	namespace, err := networkNamespace(boot)
-	if err != nil {
-		return nil, err
-	}
-	return &txn{Shared: s, namespace: namespace, now: moment{time.Now(), boot, sinceBoot()}, living: newLiving(s.view)}, nil
-}
-
 // Acquire implements [Registry].
 func (s *Shared) Acquire(ctx context.Context, r Request) (Lease, error) {
 	r, err := r.normal(s.self)
@@ -303,8 +351,8 @@ func (s *Shared) Acquire(ctx context.Context, r Request) (Lease, error) {
 	})
 	if err == nil && l.Reserved {
 		err = s.change(ctx, func(t *txn) error { return t.reserve(l) })
-		if err != nil {
-			s.Release(context.WithoutCancel(ctx), l) // unless that is done
+		if err != nil && !isAnswer(err) { // then it is released already
+			err = errors.Join(err, s.Release(context.WithoutCancel(ctx), l))
 		}
 	}
 	if err != nil {
@@ -324,9 +372,14 @@ func (s *Shared) Renew(ctx context.Context, l Lease, ttl time.Duration) (Lease, 
 		if err != nil {
 			return err
 		}
+		if err := checkTTL(ttl, r.IsDetached()); err != nil {
+			return err
+		}
 		r.expires = t.expiry(ttl)
 		renewed = t.present(r)
-		t.putAgain(r)
+		if err := t.putAgain(r); err != nil {
+			return err
+		}
 		return s.wrap(t.setExpiry(r.Fence, r.expires))
 	})
 	return renewed, err
@@ -338,15 +391,21 @@ func (s *Shared) Transfer(ctx context.Context, l Lease, to Owner) (Lease, error)
 	if to.PID <= 0 {
 		return Lease{}, invalid("the owner's pid is %d, which is no process's", to.PID)
 	}
+	to, err := to.complete()
+	if err != nil {
+		return Lease{}, err
+	}
 	var passed Lease
-	err := s.change(ctx, func(t *txn) error {
+	err = s.change(ctx, func(t *txn) error {
 		r, err := t.current(l)
 		if err != nil {
 			return err
 		}
 		r.Owner = to
 		passed = t.present(r)
-		t.putAgain(r)
+		if err := t.putAgain(r); err != nil {
+			return err
+		}
 		return s.wrap(t.setOwner(r.Fence, to))
 	})
 	return passed, err
@@ -376,29 +435,24 @@ func (s *Shared) Collect(ctx context.Context) ([]Lease, error) {
 
 // List implements [Registry].
 func (s *Shared) List(ctx context.Context) ([]Lease, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := ctx.Err(); err != nil {
+	if err := s.takeTurn(ctx); err != nil {
 		return nil, err
 	}
+	defer s.endTurn()
 	if err := s.follow(ctx); err != nil {
 		return nil, err
 	}
-	t, err := s.here()
-	if err != nil {
+	t := &txn{Shared: s}
+	if err := t.look(); err != nil {
 		return nil, err
 	}
-	former, err := t.formerNamespace()
-	if err != nil {
-		return nil, s.wrap(err)
-	}
 	var leases []Lease
-	err = s.each(func(r row) bool {
+	err := s.each(func(r row) bool {
 		if !t.isOver(r) {
 			leases = append(leases, t.present(r))
 		}
 		return true
-	}, "ended IS NULL AND namespace IN (?, ?)", t.namespace, former)
+	}, "ended IS NULL AND namespace IN (?, ?)", t.namespace, t.former)
 	sortLeases(leases)
 	return leases, s.wrap(err)
 }

@@ -110,8 +110,8 @@ func TestSharedKilledProcesses(t *testing.T) {
 // wantIntact wants SQLite to find nothing wrong with the file.
 func wantIntact(t *testing.T, s *Shared) {
 	t.Helper()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.turn <- struct{}{}
+	defer s.endTurn()
 	var verdict string
 	if err := s.conn.QueryRowContext(t.Context(), "PRAGMA integrity_check").Scan(&verdict); err != nil || verdict != "ok" {
 		t.Errorf("integrity: got %s, %v, want ok", verdict, err)
@@ -146,7 +146,7 @@ func work(args []string) error {
 	path, dir, number, leases := args[0], args[1], intArg(args, 2), intArg(args, 3)
 	// The last registry to be closed empties its log: some do that all the time, as the command does.
 	opensEachTime := number%4 == 0
-	options := withOwnClaims(path, Options{Wait: time.Minute})
+	options := withOwnClaims(path, Options{Wait: time.Minute, Rest: -1}) // so that they get each other's ports
 	s, err := Open(context.Background(), path, options)
 	if err != nil {
 		return err

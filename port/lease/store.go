@@ -42,8 +42,8 @@ CREATE INDEX leases_reserved ON leases (namespace, port) WHERE reserved;
 CREATE UNIQUE INDEX leases_slot ON leases (slot) WHERE ended IS NULL;
 INSERT INTO sqlite_sequence (name, seq) VALUES ('leases', CAST(unixepoch('subsec') * 1000 AS INTEGER));
 CREATE TABLE free_slots (slot INTEGER PRIMARY KEY);
-CREATE TABLE machine (id INTEGER PRIMARY KEY CHECK (id = 1), claims TEXT NOT NULL, main_namespace TEXT NOT NULL);
-INSERT INTO machine VALUES (1, lower(hex(randomblob(8))), '');`,
+CREATE TABLE machine (id INTEGER PRIMARY KEY CHECK (id = 1), file TEXT NOT NULL, claims TEXT NOT NULL, main_namespace TEXT NOT NULL);
+INSERT INTO machine VALUES (1, '', lower(hex(randomblob(8))), '');`,
 }
 
 const columns = `fence, namespace, protocol, v6only, address, port, name, purpose, pid, start, command, user,
@@ -186,13 +186,12 @@ func (t *txn) forget(namespace string, l Lease) error {
 // maxNames is how many ended leases are remembered for their names alone.
 const maxNames = 1024
 
-// forgetOld removes what is remembered of names, but for the newest, and for
-// those that had an address and port last, as that may be at rest.
+// forgetOld removes what is remembered, but for the newest names, and for ports
+// that are at rest.
 func (t *txn) forgetOld() error {
-	return t.exec(`DELETE FROM leases WHERE ended IS NOT NULL AND NOT reserved
-		AND fence < (SELECT fence FROM leases WHERE ended IS NOT NULL ORDER BY fence DESC LIMIT 1 OFFSET ?)
-		AND EXISTS (SELECT 1 FROM leases newer WHERE newer.namespace = leases.namespace AND newer.protocol = leases.protocol
-			AND newer.port = leases.port AND newer.address = leases.address AND newer.fence > leases.fence)`, maxNames)
+	return t.exec(`DELETE FROM leases WHERE ended IS NOT NULL AND NOT reserved AND NOT (boot = ? AND ended_since > ?)
+		AND fence < (SELECT fence FROM leases WHERE ended IS NOT NULL ORDER BY fence DESC LIMIT 1 OFFSET ?)`,
+		t.now.boot, int64(t.now.since-t.options.Rest), maxNames)
 }
 
 // rememberedPort is the port that a name had last, in this network namespace
