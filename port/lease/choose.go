@@ -51,8 +51,23 @@ func choose(ctx context.Context, r Request, old uint16, look func(port uint16) (
 		}
 		return false, nil
 	}
-	var used []uint16 // tried last, but before all of a large range is looked at
+	var used []uint16 // tried after a few others, and before all of a large range
+	tryUsed := func() (port uint16, taken bool, err error) {
+		for _, port := range used {
+			if taken, err := try(port); taken || err != nil {
+				return port, taken, err
+			}
+		}
+		used = nil
+		return 0, false, nil
+	}
+	looked := 0
 	for port := range candidates(r.Range, ephemeral, old) {
+		if looked++; looked > draws {
+			if port, taken, err := tryUsed(); taken || err != nil {
+				return port, err
+			}
+		}
 		state, err := look(port)
 		switch {
 		case err != nil:
@@ -66,7 +81,7 @@ func choose(ctx context.Context, r Request, old uint16, look func(port uint16) (
 		case reserved.has(port):
 			none.Reserved++
 			continue
-		case state == portUsed && len(used) < draws:
+		case state == portUsed && looked <= draws:
 			used = append(used, port)
 			continue
 		}
@@ -74,10 +89,8 @@ func choose(ctx context.Context, r Request, old uint16, look func(port uint16) (
 			return port, err
 		}
 	}
-	for _, port := range used {
-		if taken, err := try(port); taken || err != nil {
-			return port, err
-		}
+	if port, taken, err := tryUsed(); taken || err != nil {
+		return port, err
 	}
 	return 0, none
 }

@@ -95,10 +95,13 @@ func (m *Memory) find(ctx context.Context, r Request) (uint16, error) {
 			return portLeased, nil
 		}
 		before := m.past[protocolPort{protocol, port}]
-		if isOther(before.name, r.Name) && time.Since(before.ended) < defaultRest {
-			return portResting, nil
+		switch {
+		case !isOther(before.name, r.Name) || time.Since(before.ended) >= defaultRest:
+			return portFree, nil
+		case before.name == "" && r.Name == "":
+			return portUsed, nil
 		}
-		return portFree, nil
+		return portResting, nil
 	}, func(port uint16) error { return r.bind(ctx, port) })
 }
 

@@ -183,3 +183,16 @@ func TestSharedOldPortIsThatOfTheNetworkNamespace(t *testing.T) {
 		}
 	})
 }
+
+// Who gives no name is not another one: a port without a name may come back if no other has rested.
+func TestPortsWithoutANameDoNotRunOut(t *testing.T) {
+	within := fivetuple.PortRange{First: 50000, Last: 50001}
+	for name, r := range map[string]Registry{"shared": newShared(t, Options{}), "memory": NewMemory()} {
+		for range 10 {
+			release(t, r, acquire(t, r, Request{Range: within}))
+		}
+		if l, err := r.Acquire(t.Context(), Request{Range: within, Name: "api"}); err == nil {
+			t.Errorf("%s: a name got %v, which others had just now", name, l)
+		}
+	}
+}
