@@ -44,7 +44,12 @@ func (s *supervisor) replace(n *notification) bool {
 	if program.domain != family {
 		return false // the kernel will say so
 	}
-	h := s.match(endpoint{kind: program.kind, at: at})
+	asked := endpoint{kind: program.kind, at: at}
+	h := s.match(asked)
+	if wider := s.wider(asked); h == nil && wider != nil {
+		s.say("process %d asked for %s %s, and what is leased is %s, where others could reach it: lease the address itself",
+			n.tid, protocolOf(program.kind), at, wider.at)
+	}
 	if h == nil || !sameNetwork(h.fd, program.fd) || !s.valid(n) {
 		return false
 	}
@@ -176,6 +181,18 @@ func (s *supervisor) match(asked endpoint) (best *held) {
 	return best
 }
 
+// wider finds a socket on all addresses that stands in the way of what was asked for.
+func (s *supervisor) wider(asked endpoint) *held {
+	for i, h := range s.held {
+		have := h.at.Addr()
+		if h.kind == asked.kind && h.at.Port() == asked.at.Port() && have.IsUnspecified() &&
+			(have.Is4() == asked.at.Addr().Is4() || have.Is6() && !h.only6) {
+			return &s.held[i]
+		}
+	}
+	return nil
+}
+
 // suits says how well the socket is what was asked for, 0 if it is not.
 func (h endpoint) suits(asked endpoint) int {
 	if asked.kind != h.kind || asked.at.Port() != h.at.Port() {
@@ -185,8 +202,6 @@ func (h endpoint) suits(asked endpoint) int {
 	sameFamily := have.Is4() == want.Is4()
 	switch {
 	case have == want:
-		return 5
-	case have.IsUnspecified() && (sameFamily || have.Is6() && !h.only6): // all addresses, and so the one
 		return 4
 	case want.IsUnspecified() && sameFamily:
 		return 3
@@ -217,19 +232,18 @@ func sameCookie(a, b, option int) bool {
 	return errA != nil || errB != nil || cookieA == cookieB
 }
 
-// prepare makes the socket fit to stand for the program's: in blocking mode, and a
-// UDP socket in family. A program reads the senders of datagrams, and writes
-// receivers, in the form of the family that it opened; of connections it mostly
-// reads the family too.
+// prepare makes the socket fit to stand for the program's: in family, and in
+// blocking mode.
 func (h *held) prepare(program programSocket) error {
-	if h.kind == unix.SOCK_DGRAM {
-		if err := h.takeFamily(program.domain); err != nil {
-			return err
-		}
+	if err := h.takeFamily(program.domain); err != nil {
+		return err
 	}
 	return os.NewSyscallError("fcntl", unix.SetNonblock(h.fd, program.flags&unix.O_NONBLOCK != 0))
 }
 
+// takeFamily sees to it that the program understands the addresses that the
+// socket gives it, which are in the form of the socket's family. One that opened
+// an IPv6 socket for connections is used to ask which they are.
 func (h *held) takeFamily(want int) error {
 	have, err := unix.GetsockoptInt(h.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	switch {
@@ -237,11 +251,13 @@ func (h *held) takeFamily(want int) error {
 		return os.NewSyscallError("getsockopt", err)
 	case have == want:
 		return nil
-	case have == unix.AF_INET6 && h.at.Addr().Is4():
+	case h.kind == unix.SOCK_STREAM && want == unix.AF_INET6:
+		return nil
+	case h.kind == unix.SOCK_DGRAM && have == unix.AF_INET6 && h.at.Addr().Is4():
 		return h.becomeIPv4()
 	}
 	families := map[int]string{unix.AF_INET: "IPv4", unix.AF_INET6: "IPv6"}
-	return fmt.Errorf("it binds %s, but the leased socket %s is %s, and its datagrams would carry addresses of that family; lease an address of its family",
+	return fmt.Errorf("it binds %s, but the leased socket %s is %s, whose addresses it would not understand: lease an address of its family",
 		families[want], h.at, families[have])
 }
 

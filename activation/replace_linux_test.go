@@ -167,23 +167,31 @@ func TestThreadWithDescriptorsOfItsOwn(t *testing.T) {
 	})
 }
 
-func TestUDPSocketOfTheOtherFamilyIsRefused(t *testing.T) {
-	for _, tt := range []struct{ held, family, asked, want string }{
-		{"0.0.0.0:8123", "socket.AF_INET6", "::", "EADDRINUSE\nudp [::]:8123: process N: it binds IPv6, but the leased socket 0.0.0.0:8123 is IPv4, " +
-			"and its datagrams would carry addresses of that family; lease an address of its family\n"},
-		{"[::]:8123", "socket.AF_INET", "", "EADDRINUSE\nudp 0.0.0.0:8123: process N: it binds IPv4, but the leased socket [::]:8123 is IPv6, " +
-			"and its datagrams would carry addresses of that family; lease an address of its family\n"},
+// What the program would misunderstand, or open to more than it meant, it does not get.
+func TestSocketThatDoesNotFitIsRefused(t *testing.T) {
+	const family = "whose addresses it would not understand: lease an address of its family\n"
+	const wider = "where others could reach it: lease the address itself\n"
+	for _, tt := range []struct {
+		protocol                  fivetuple.Network
+		held, family, asked, want string
+	}{
+		{fivetuple.UDP, "0.0.0.0:8123", "socket.AF_INET6", "::", "udp [::]:8123: process N: it binds IPv6, but the leased socket 0.0.0.0:8123 is IPv4, " + family},
+		{fivetuple.UDP, "[::]:8123", "socket.AF_INET", "", "udp 0.0.0.0:8123: process N: it binds IPv4, but the leased socket [::]:8123 is IPv6, " + family},
+		{fivetuple.TCP, "[::]:8123", "socket.AF_INET", "", "tcp 0.0.0.0:8123: process N: it binds IPv4, but the leased socket [::]:8123 is IPv6, " + family},
+		{fivetuple.TCP, "[::]:8123", "socket.AF_INET", "127.0.0.1", "process N asked for tcp 127.0.0.1:8123, and what is leased is [::]:8123, " + wider},
+		{fivetuple.TCP, "0.0.0.0:8123", "socket.AF_INET", "127.0.0.1", "process N asked for tcp 127.0.0.1:8123, and what is leased is 0.0.0.0:8123, " + wider},
 	} {
 		h := lab.NewHost(t, "h")
-		r := start(t, h, []*os.File{openIn(t, h, fivetuple.UDP, netip.MustParseAddrPort(tt.held))}, python(t, fmt.Sprintf(`
-try: socket.socket(%s, socket.SOCK_DGRAM).bind((%q, 8123)); print("bound")
-except OSError as e: print(errno.errorcode[e.errno])`, tt.family, tt.asked)))
+		r := start(t, h, []*os.File{openIn(t, h, tt.protocol, netip.MustParseAddrPort(tt.held))}, python(t, fmt.Sprintf(`
+try: socket.socket(%s, socket.%s).bind((%q, 8123)); print("bound")
+except OSError as e: print(errno.errorcode[e.errno])`,
+			tt.family, map[fivetuple.Network]string{fivetuple.TCP: "SOCK_STREAM", fivetuple.UDP: "SOCK_DGRAM"}[tt.protocol], tt.asked)))
 		if err := r.finish(t); err != nil {
 			t.Error(err)
 		}
 		got := strings.ReplaceAll(r.Output()+r.Errors(), fmt.Sprintf("process %d", r.Command(t)), "process N")
-		if got != tt.want {
-			t.Errorf("got\n%swant\n%s", got, tt.want)
+		if want := "EADDRINUSE\n" + tt.want; got != want {
+			t.Errorf("got\n%swant\n%s", got, want)
 		}
 	}
 }
@@ -193,12 +201,12 @@ func TestSuits(t *testing.T) {
 		held, asked string
 		want        int
 	}{
-		{"127.0.0.1", "127.0.0.1", 5},
-		{"::1", "::1", 5},
-		{"0.0.0.0", "127.0.0.1", 4},
-		{"::", "127.0.0.1", 4},
-		{"::", "0.0.0.0", 4},
-		{"::", "::1", 4},
+		{"127.0.0.1", "127.0.0.1", 4},
+		{"::1", "::1", 4},
+		{"0.0.0.0", "127.0.0.1", 0}, // others would reach it
+		{"::", "127.0.0.1", 0},
+		{"::", "0.0.0.0", 2},
+		{"::", "::1", 0},
 		{"127.0.0.1", "0.0.0.0", 3},
 		{"::1", "::", 3},
 		{"10.0.0.1", "0.0.0.0", 3},
@@ -212,7 +220,7 @@ func TestSuits(t *testing.T) {
 		{"127.0.0.1", "10.0.0.1", 0},
 		{"10.0.0.1", "127.0.0.1", 0},
 		{"fe80::1%1", "fe80::1%2", 0},
-		{"fe80::1%1", "fe80::1%1", 5},
+		{"fe80::1%1", "fe80::1%1", 4},
 	} {
 		of := func(kind int, addr string, port uint16) endpoint {
 			return endpoint{kind, netip.AddrPortFrom(netip.MustParseAddr(addr), port), false}

@@ -3,6 +3,7 @@ package activation
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -19,7 +20,7 @@ const connFD = 3
 func supervise(o SuperviseOptions) error {
 	kind, err := unix.GetsockoptInt(connFD, unix.SOL_SOCKET, unix.SO_TYPE)
 	domain, errDomain := unix.GetsockoptInt(connFD, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil || errDomain != nil || domain != unix.AF_UNIX {
+	if err != nil || errDomain != nil || domain != unix.AF_UNIX || kind != unix.SOCK_STREAM && kind != unix.SOCK_SEQPACKET {
 		return errors.New("supervise a command: nobody asked for it on descriptor 3; this is not to be run by hand")
 	}
 	unix.CloseOnExec(connFD)
@@ -48,6 +49,9 @@ func detach() error {
 		return err
 	}
 	defer null.Close()
+	// What the command inherited besides is none of the supervisor's, which can
+	// outlive it (Linux 5.11; before that it keeps them).
+	unix.CloseRange(connFD+1, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	p, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
 		Files: []*os.File{null, null, os.Stderr, os.NewFile(connFD, "command")},
 		Sys:   &unix.SysProcAttr{Setsid: true},
@@ -226,14 +230,14 @@ func (s *supervisor) release() {
 	s.command = -1
 }
 
-// afterwards also leaves the command's standard error, whose reader may wait for its end.
+// afterwards first leaves the command's standard error, whose reader may wait for its end.
 func afterwards(ended func()) {
-	if ended != nil {
-		ended()
-	}
 	if null, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
 		unix.Dup3(null, 2, 0)
 		unix.Close(null)
+	}
+	if ended != nil {
+		ended()
 	}
 }
 

@@ -2,7 +2,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/fivetuple/fivetuple/owner"
@@ -12,8 +15,10 @@ import (
 // holdLeases waits for the end of the leases, or of ctx, and releases them.
 func (a *app) holdLeases(ctx context.Context, ports *lease.Shared, leases []lease.Lease) error {
 	if err := a.leaveOutput(); err != nil {
-		return err
+		return errors.Join(err, release(ports, leases))
 	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP) // the terminal was closed
+	defer stop()
 	if why := waitForEnd(ctx, ports, leases); why != "" {
 		a.warn("port %d is held no longer: %s", leases[0].Port, why)
 	}

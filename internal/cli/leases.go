@@ -48,7 +48,7 @@ func (a *app) portRelease() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "release PORT...",
 		Short: "End leases",
-		Long: `Ends the leases of ports, whoever owns them, and prints what they were. A port
+		Long: `Ends the leases of ports, whichever process they belong to, and prints what they were. A port
 is that of every protocol and address, unless --proto or --addr say which. Names
 and ids do as well as ports; what is given of several kinds must match together.
 The exit code is 1 if one of them matches no lease.`,

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/port"
@@ -24,6 +25,10 @@ func (a *app) port() *cobra.Command {
   ft port check 8080                   is it free, and if not, who holds it`,
 		Args: noArgs,
 		RunE: showHelp,
+		// In the place of that of all commands.
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			return errors.Join(checkFormat(a.format), checkGiven(c))
+		},
 	}
 	c.AddCommand(
 		a.portLease(), a.portRelease(), a.portRenew(), a.portLeases(), a.portGC(),
@@ -31,6 +36,21 @@ func (a *app) port() *cobra.Command {
 		a.portCheck(), a.portStatus(), a.portLookup(), a.portClasses(),
 	)
 	return c
+}
+
+// checkGiven refuses flags with an empty value: in a script that is a variable
+// which was not set, and no wish for the default.
+func checkGiven(c *cobra.Command) (err error) {
+	c.Flags().Visit(func(f *pflag.Flag) {
+		empty := f.Value.String() == ""
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			empty = slices.Contains(list.GetSlice(), "")
+		}
+		if empty && err == nil {
+			err = usage("--%s is given without a value: leave it out, or say which", f.Name)
+		}
+	})
+	return err
 }
 
 func (a *app) portLookup() *cobra.Command {

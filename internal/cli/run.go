@@ -8,9 +8,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -181,6 +183,9 @@ func (a *app) acquireAll(ctx context.Context, f runFlags, ports []runPort, comma
 
 // passLeases makes the command their owner if it is a process of its own.
 func (a *app) passLeases(ctx context.Context, leases []lease.Lease, pid int, command string) error {
+	if pid == os.Getpid() {
+		signal.Reset(os.Interrupt, syscall.SIGTERM) // from here on they end this process as any other
+	}
 	if err := ctx.Err(); err != nil || pid == os.Getpid() {
 		return err // whoever was told to end does not begin
 	}
