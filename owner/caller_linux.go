@@ -41,6 +41,9 @@ func openParent(getppid func() int) (dir, pid int, err error) {
 	case 0:
 		return -1, 0, errors.New("its parent is outside this PID namespace")
 	case 1:
+		if dir, ok := openFirstShell(); ok {
+			return dir, pid, nil
+		}
 		return -1, 0, errors.New("its parent is process 1, as it is when the caller has ended")
 	}
 	dir, err = openProcess(pid)
@@ -54,6 +57,20 @@ func openParent(getppid func() int) (dir, pid int, err error) {
 		return -1, 0, fmt.Errorf("it is process %d, which /proc hides (proc(5), hidepid): %w", pid, fs.ErrPermission)
 	}
 	return dir, pid, err
+}
+
+// openFirstShell opens process 1 if that is a shell, as in a container whose
+// command is a script. It may have called, or have taken over the caller's child.
+func openFirstShell() (dir int, ok bool) {
+	dir, err := openProcess(1)
+	if err != nil {
+		return -1, false
+	}
+	if exe, err := readLink(dir, "exe"); err != nil || !isShell(exe) {
+		unix.Close(dir)
+		return -1, false
+	}
+	return dir, true
 }
 
 // forkedFrom opens the shell that the process is a copy of. There is none if

@@ -103,12 +103,13 @@ func TestCallerIsTheParent(t *testing.T) {
 	}
 }
 
-// Process 1 adopts the children of those that end. That it forked a subshell it
-// cannot have by adoption.
+// Process 1 adopts the children of those that end, so it counts as a caller only
+// if it is a shell, as in a container.
 func TestNoCaller(t *testing.T) {
 	const mounted = `mount --make-rprivate /; mount -t proc -o hidepid=4 proc /proc; `
 	for _, c := range []struct{ name, script, want string }{
-		{"its parent is process 1", mounted + `"$FT"; :`, "process 1, as it is when the caller has ended"},
+		{"its parent is process 1, a shell", mounted + `"$FT"; :`, "1 "},
+		{"its parent is process 1, no shell", mounted + `exec perl -e 'system $ENV{"FT"}'`, "process 1, as it is when the caller has ended"},
 		{"its shell is process 1", mounted + `("$FT"; :); :`, "1 "},
 		{"it is process 1", mounted + `exec "$FT"`, "outside this PID namespace"},
 		{"its parent is hidden", mounted + `"$SH" -c 'unshare -U "$FT"; :'; :`, "hidepid): permission denied"},

@@ -92,8 +92,8 @@ func ProcessOf(pid int) (Process, error) { return processOf(pid) }
 //
 // A subshell whose shell this user may not look into is taken for the caller. There
 // is an error if the parent has just ended, is outside the PID namespace, or is
-// process 1: that takes over the children of processes that end, so it need
-// not have called. It is returned for its own subshells, which no other process can have forked.
+// process 1 and no shell: that takes over the children of processes that end, so it
+// need not have called.
 func Caller() (Process, error) {
 	p, err := caller()
 	if err != nil {

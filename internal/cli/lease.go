@@ -36,7 +36,8 @@ func (a *app) portLease() *cobra.Command {
 		Short: "Lease a free port, and print it",
 		Long: `Grants a port that is free and that no other lease has, and prints its number.
 It is the caller's: the lease ends with the shell or program that called ft, or
-by ft port release. A name gets the port again that it had before, if it is
+by ft port release. The caller of "timeout 5 ft port lease" is timeout, and of
+xargs and sudo likewise: there give --owner $$, which is the shell. A name gets the port again that it had before, if it is
 free. The exit code is 1 if the port, or every port of the range, is taken.
 
 Until somebody binds it, a leased port of the ephemeral range can be taken by
