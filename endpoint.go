@@ -48,6 +48,9 @@ type PortRange struct{ First, Last uint16 }
 // Len is the number of ports in the range, at least 1.
 func (r PortRange) Len() int { return int(r.Last) - int(r.First) + 1 }
 
+// Contains says whether the port is in the range.
+func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <= r.Last }
+
 // String returns "8080" or "8000-8090".
 func (r PortRange) String() string {
 	if r.First == r.Last {

@@ -101,7 +101,7 @@ func (q Port) among(own []lease.Lease, name string) []lease.Lease {
 		var found []lease.Lease
 		for _, protocol := range q.Protocols {
 			for _, l := range own {
-				if l.Name == name && l.Protocol == protocol && l.Address == q.Address && l.Port == candidate.Port && contains(q.Range, l.Port) {
+				if l.Name == name && l.Protocol == protocol && l.Address == q.Address && l.Port == candidate.Port && q.Range.Contains(l.Port) {
 					found = append(found, l)
 					break
 				}

@@ -147,7 +147,7 @@ func (p *parser) settings(q *Port, n *yaml.Node) {
 		switch {
 		case q.Range.Len() > 1:
 			p.bad(v.Line, "port %s is %d ports: write range: %[1]s", q.Range, q.Range.Len())
-		case fields["range"] != nil && q.Range.First != 0 && within.First != 0 && !contains(within, q.Range.First):
+		case fields["range"] != nil && q.Range.First != 0 && within.First != 0 && !within.Contains(q.Range.First):
 			p.bad(v.Line, "port %s is outside the range %s: leave the range out", q.Range, within)
 		}
 	}
@@ -299,5 +299,3 @@ func resolve(n *yaml.Node) *yaml.Node {
 
 // isNull says whether nothing is written there.
 func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
-
-func contains(r fivetuple.PortRange, p uint16) bool { return r.First <= p && p <= r.Last }

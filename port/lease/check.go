@@ -51,7 +51,7 @@ func Check(ctx context.Context, protocol fivetuple.Network, addr netip.Addr, por
 		return a
 	}
 	a.Reserved = reserved.has(port)
-	a.Ephemeral = !a.Reserved && contains(ephemeral, port)
+	a.Ephemeral = !a.Reserved && ephemeral.Contains(port)
 	a.Err = r.bind(ctx, port)
 	a.Free = a.Err == nil
 	a.Permitted = !errors.Is(a.Err, ErrNotPermitted)
@@ -67,5 +67,5 @@ func IsEphemeral(port uint16) (bool, error) {
 		return false, err
 	}
 	ephemeral, err := ephemeralPorts()
-	return contains(ephemeral, port) && !reserved.has(port), err
+	return ephemeral.Contains(port) && !reserved.has(port), err
 }

@@ -113,7 +113,7 @@ func candidates(within, ephemeral fivetuple.PortRange, old uint16) iter.Seq[uint
 			return yield(p)
 		}
 		random := func() uint16 { return within.First + uint16(rand.IntN(within.Len())) }
-		if contains(within, old) && !try(old) {
+		if within.Contains(old) && !try(old) {
 			return
 		}
 		var drawn [draws]uint16
@@ -121,7 +121,7 @@ func candidates(within, ephemeral fivetuple.PortRange, old uint16) iter.Seq[uint
 			drawn[i] = random()
 		}
 		for _, p := range drawn {
-			if !contains(ephemeral, p) && !try(p) {
+			if !ephemeral.Contains(p) && !try(p) {
 				return
 			}
 		}
@@ -132,7 +132,7 @@ func candidates(within, ephemeral fivetuple.PortRange, old uint16) iter.Seq[uint
 		}
 		first := random()
 		for p := first; try(p); {
-			if p++; !contains(within, p) { // past the end, or around past 65535
+			if p++; !within.Contains(p) { // past the end, or around past 65535
 				p = within.First
 			}
 			if p == first {
@@ -141,8 +141,6 @@ func candidates(within, ephemeral fivetuple.PortRange, old uint16) iter.Seq[uint
 		}
 	}
 }
-
-func contains(r fivetuple.PortRange, p uint16) bool { return r.First <= p && p <= r.Last }
 
 // portSet is a set of port numbers, one bit for each.
 type portSet [1 << 16 / 64]uint64

@@ -129,6 +129,7 @@ func (t *txn) republish() {
 	if t.board == nil {
 		return
 	}
+	t.unpublished = false // unless it fails
 	left, err := t.hasLeases()
 	switch {
 	case err != nil:
@@ -224,7 +225,7 @@ func (t *txn) openBoard() error {
 		if err := t.exec("UPDATE machine SET file = ?, claims = ?", now, id); err != nil {
 			return t.wrap(err)
 		}
-		t.unpublished = file != "" // until the next change puts them there
+		t.unpublished = t.unpublished || file != ""
 	}
 	if t.board != nil && t.boardID == id {
 		return nil
@@ -331,7 +332,7 @@ func (t *txn) otherPorts(r Request) map[uint16]bool {
 	ports := make(map[uint16]bool)
 	t.warnBoard(t.eachClaim(func(uid uint32, c claims.Claim) bool {
 		port := c.At.Port()
-		if contains(r.Range, port) && !t.claimIsOver(c) && mayClaim(uid, port) && t.leaseOf(uid, c).conflicts(r, port) {
+		if r.Range.Contains(port) && !t.claimIsOver(c) && mayClaim(uid, port) && t.leaseOf(uid, c).conflicts(r, port) {
 			ports[port] = true
 		}
 		return true

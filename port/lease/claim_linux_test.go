@@ -307,6 +307,30 @@ func TestClaimsAreMadeUpFor(t *testing.T) {
 	acquire(t, b, Request{Port: 50000})
 }
 
+// The mark of a change that was cut short stays until one has put the claims in order.
+func TestChangeThatFailsLeavesTheMark(t *testing.T) {
+	s := registry(t, claimsDir(t))
+	acquire(t, s, Request{Port: 50000})
+	if s.guard.isDirty() {
+		t.Fatal("a change that came to its end left the mark")
+	}
+	if err := s.guard.setDirty(true); err != nil {
+		t.Fatal(err)
+	}
+	edit(t, s, "ALTER TABLE machine RENAME TO gone")
+	if l, err := s.Acquire(t.Context(), Request{}); err == nil {
+		t.Errorf("got %v without the table", l)
+	}
+	if !s.guard.isDirty() {
+		t.Error("the mark is gone, and nothing was put in order")
+	}
+	edit(t, s, "ALTER TABLE gone RENAME TO machine")
+	acquire(t, s, Request{})
+	if s.guard.isDirty() {
+		t.Error("the mark is still there")
+	}
+}
+
 func TestCopyOfARegistryHasClaimsOfItsOwn(t *testing.T) {
 	dir := claimsDir(t)
 	a, b := registry(t, dir), registry(t, dir)

@@ -268,8 +268,8 @@ func (s *Shared) change(ctx context.Context, f func(*txn) error) error {
 	if err := s.guard.setDirty(true); err != nil {
 		return s.wrap(err)
 	}
-	t := &txn{Shared: s}
-	committed, err := t.run(wasCut, f)
+	t := &txn{Shared: s, unpublished: wasCut}
+	committed, err := t.run(f)
 	errTidy := t.unreserve()
 	if errTidy == nil && !t.unpublished {
 		errTidy = s.guard.setDirty(false)
@@ -284,7 +284,7 @@ func (s *Shared) change(ctx context.Context, f func(*txn) error) error {
 // run commits what f does if it succeeds, and if its error is an answer: with a
 // no, too, leases of the dead may have been ended. Claims are put in order also
 // if f, which calls a [Request.Bind], panics.
-func (t *txn) run(wasCut bool, f func(*txn) error) (committed bool, err error) {
+func (t *txn) run(f func(*txn) error) (committed bool, err error) {
 	if err := t.exec("BEGIN IMMEDIATE"); err != nil {
 		return false, t.wrap(err)
 	}
@@ -297,7 +297,7 @@ func (t *txn) run(wasCut bool, f func(*txn) error) (committed bool, err error) {
 	if err := t.begin(); err != nil {
 		return false, err
 	}
-	if wasCut {
+	if t.unpublished {
 		t.republish()
 	}
 	err = f(t)

@@ -82,36 +82,44 @@ func atEveryWrite(t *testing.T, atLeast int64, run func(t *testing.T, path strin
 	var next, killed atomic.Int64
 	var last atomic.Bool
 	var workers sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		workers.Go(func() {
-			for !last.Load() && !t.Failed() && t.Context().Err() == nil {
-				n := next.Add(step) - rand.Int64N(step)
-				dir := t.TempDir()
-				trace := filepath.Join(dir, "trace")
-				var log strings.Builder
-				cmd, over := run(t, filepath.Join(dir, "state", "ports.db"), func(cmd *exec.Cmd) *exec.Cmd {
-					traced := exec.Command(strace, append([]string{"-f", "-qq", "-o", trace, "-e", "trace=" + writes,
-						"-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", writes, n), "--"}, cmd.Args...)...)
-					traced.Env, traced.Stderr = cmd.Env, &log
-					return traced
-				})
-				switch {
-				case strings.Contains(log.String(), "PTRACE_"):
-					t.Errorf("this test kills processes by means of ptrace(2), which is forbidden here (see /proc/sys/kernel/yama/ptrace_scope, "+
-						"and the seccomp profile of the container): %s", &log)
-				case cmd.ProcessState.Success() && over:
-					last.Store(true)
-				case cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL:
-					t.Errorf("killed at write %d: %v, %s", n, cmd.ProcessState, &log)
-				default:
-					killed.Add(1)
-				}
-				if t.Failed() {
-					text, _ := os.ReadFile(trace)
-					t.Errorf("at write %d, after\n%s", n, tail(string(text), 20))
-				}
+	work := func() {
+		for !last.Load() && !t.Failed() && t.Context().Err() == nil {
+			n := next.Add(step) - rand.Int64N(step)
+			dir := t.TempDir()
+			trace := filepath.Join(dir, "trace")
+			var log strings.Builder
+			cmd, over := run(t, filepath.Join(dir, "state", "ports.db"), func(cmd *exec.Cmd) *exec.Cmd {
+				traced := exec.Command(strace, append([]string{"-f", "-qq", "-o", trace, "-e", "trace=" + writes,
+					"-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", writes, n), "--"}, cmd.Args...)...)
+				traced.Env, traced.Stderr = cmd.Env, &log
+				return traced
+			})
+			switch {
+			case strings.Contains(log.String(), "PTRACE_"):
+				t.Errorf("this test kills processes by means of ptrace(2), which is forbidden here (see /proc/sys/kernel/yama/ptrace_scope, "+
+					"and the seccomp profile of the container): %s", &log)
+			case cmd.ProcessState.Success() && over:
+				last.Store(true)
+			case cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL:
+				t.Errorf("killed at write %d: %v, %s", n, cmd.ProcessState, &log)
+			default:
+				killed.Add(1)
 			}
-		})
+			if t.Failed() {
+				text, _ := os.ReadFile(trace)
+				t.Errorf("at write %d, after\n%s", n, tail(string(text), 20))
+			}
+		}
+	}
+	// One in the main network namespace, and each other in one of its own: they try
+	// the same ports, and a port that is tried is in use for a moment.
+	for i := range runtime.GOMAXPROCS(0) {
+		if i == 0 {
+			workers.Go(work)
+			continue
+		}
+		host := lab.NewHost(t, fmt.Sprint("worker ", i))
+		workers.Go(func() { host.Do(t, work) })
 	}
 	workers.Wait()
 	if n := killed.Load(); n < atLeast {
