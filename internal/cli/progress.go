@@ -63,7 +63,7 @@ func countLine(done, things string, of func() (done, total uint64)) func(took ti
 
 // timeLeft estimates how long the rest takes, at the pace so far.
 func timeLeft(done, total uint64, took time.Duration) string {
-	if done == 0 || done > total {
+	if done == 0 || done >= total {
 		return ""
 	}
 	const year = 365 * 24 * time.Hour

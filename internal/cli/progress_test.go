@@ -48,7 +48,7 @@ func TestTimeLeft(t *testing.T) {
 		{0, 100, time.Minute, ""},
 		{50, 100, 10 * time.Second, ", about 10.0 s left"},
 		{1, 241, time.Second, ", about 4m00s left"},
-		{100, 100, time.Second, ", about 0 s left"},
+		{100, 100, time.Second, ""},
 		{1, math.MaxUint64, time.Second, ", more than a year left"},
 	} {
 		if got := timeLeft(tt.done, tt.total, tt.took); got != tt.want {
