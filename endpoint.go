@@ -116,7 +116,7 @@ func parseEndpoint(s string) (Endpoint, error) {
 	network, rest := TCP, s
 	if scheme, after, ok := strings.Cut(s, "://"); ok {
 		var err error
-		if network, err = ParseNetwork(scheme); err != nil || network == Stdio {
+		if network, err = ParseNetwork(scheme); err != nil || network >= Stdio {
 			return Endpoint{}, fmt.Errorf("unknown scheme %q: want tcp, tcp4, tcp6, udp, udp4, udp6, tls, unix, unixgram, seqpacket or vsock", scheme)
 		}
 		rest = after

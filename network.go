@@ -26,9 +26,21 @@ const (
 	Stdio               // standard input and output, written "-"
 )
 
+// The protocols of other sockets, which the kernel's table lists and no endpoint names.
+const (
+	MPTCP   = Stdio + 1 + iota // Multipath TCP, RFC 8684: a connection made of TCP subflows
+	SCTP                       // RFC 9260
+	UDPLite                    // RFC 3828
+	Raw                        // SOCK_RAW of IPv4 or IPv6, raw(7)
+	ICMP                       // SOCK_DGRAM of IPPROTO_ICMP or IPPROTO_ICMPV6: an unprivileged ping, icmp(7)
+	Packet                     // AF_PACKET, packet(7)
+	Netlink                    // AF_NETLINK, netlink(7)
+)
+
 var networkNames = [...]string{
 	NetworkNone: "", TCP: "tcp", TCP4: "tcp4", TCP6: "tcp6", UDP: "udp", UDP4: "udp4", UDP6: "udp6",
 	TLS: "tls", Unix: "unix", Unixgram: "unixgram", Seqpacket: "seqpacket", Vsock: "vsock", Stdio: "-",
+	MPTCP: "mptcp", SCTP: "sctp", UDPLite: "udplite", Raw: "raw", ICMP: "icmp", Packet: "packet", Netlink: "netlink",
 }
 
 // String returns the name used as the scheme of an endpoint: "tcp", "udp4", "unix".
@@ -46,7 +58,7 @@ func ParseNetwork(s string) (Network, error) {
 			return Network(n), nil
 		}
 	}
-	return NetworkNone, fmt.Errorf("unknown network %q: want tcp, tcp4, tcp6, udp, udp4, udp6, tls, unix, unixgram, seqpacket or vsock", s)
+	return NetworkNone, fmt.Errorf("unknown network %q: want tcp, tcp4, tcp6, udp, udp4, udp6, tls, unix, unixgram, seqpacket, vsock, mptcp, sctp, udplite, raw, icmp, packet or netlink", s)
 }
 
 // Protocol drops the address family and what runs inside: TCP4, TCP6 and TLS
@@ -62,8 +74,12 @@ func (n Network) Protocol() Network {
 	return n
 }
 
-// IsIP says whether sockets of the network have IP addresses and ports.
+// IsIP says whether endpoints of the network have IP addresses and ports.
 func (n Network) IsIP() bool { return n >= TCP && n <= TLS }
+
+// IsInet says whether sockets of the network are of AF_INET or AF_INET6: those
+// of [Network.IsIP], and MPTCP, SCTP, UDPLite, Raw and ICMP.
+func (n Network) IsInet() bool { return n.IsIP() || n >= MPTCP && n <= ICMP }
 
 // IsUnix says whether sockets of the network are of the Unix domain.
 func (n Network) IsUnix() bool { return n == Unix || n == Unixgram || n == Seqpacket }

@@ -19,7 +19,26 @@ type Query struct {
 	States States
 	// LocalPort and RemotePort narrow to IP sockets of that port. 0 means any.
 	LocalPort, RemotePort uint16
+	// Program narrows IP sockets in the kernel: struct inet_diag_bc_op of
+	// include/uapi/linux/inet_diag.h, as package filter makes it. Other
+	// sockets, and those that the kernel does not run it on, are not narrowed.
+	Program []byte
+	// Details to ask for. Each costs time for every socket.
+	Details Details
 }
+
+// Details are parts of a [Socket] that are read only if asked for.
+type Details uint16
+
+// The details, with the fields that they fill.
+const (
+	WithInfo       Details = 1 << iota // Info
+	WithMemory                         // Memory
+	WithCongestion                     // Congestion
+	WithCgroup                         // Cgroup
+	WithMark                           // Mark, with CAP_NET_ADMIN only
+	WithTOS                            // TOS, TClass
+)
 
 // States is a set of socket states, one bit for each as the kernel numbers them.
 type States uint32

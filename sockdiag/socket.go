@@ -17,8 +17,10 @@ package sockdiag
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/sockopt"
 )
 
 // Socket is one row of the kernel's socket table. It is comparable.
@@ -70,6 +72,61 @@ type Socket struct {
 	// acknowledged. UDP and Unix: bytes of kernel memory. In LISTEN: the
 	// backlog, how many connections may wait for accept(2).
 	SendQueue uint32
+
+	// Timer is what a TCP socket waits for.
+	Timer Timer
+
+	// Number tells sockets without ports apart: of a raw or ICMP socket the
+	// IP protocol, of a packet socket the EtherType (0x0003 for all), of a
+	// netlink socket the netlink family.
+	Number uint16
+
+	// What [Details] ask for. Each is the zero value where the kernel does not
+	// tell it of this kind of socket.
+
+	// Info is TCP_INFO of a TCP socket that is not in TIME_WAIT, SYN_RECV or CLOSE.
+	Info *sockopt.TCPInfo
+	// Memory is the kernel memory that the socket takes, and its bounds.
+	Memory Memory
+	// Congestion is the name of the congestion control algorithm of a TCP socket.
+	Congestion string
+	// Cgroup is the id of the control group (v2) that the socket was made in.
+	Cgroup uint64
+	Mark   uint32 // SO_MARK
+	TOS    uint8  // IP_TOS
+	TClass uint8  // IPV6_TCLASS
+}
+
+// Timer is the timer of a TCP socket (inet_diag_msg, tcp(7)).
+type Timer struct {
+	Kind TimerKind
+	// Retransmits counts how often it ran out without an answer.
+	Retransmits uint8
+	Expires     time.Duration // from now, to the millisecond
+}
+
+// TimerKind says what runs out.
+type TimerKind uint8
+
+// The kernel's timers, as it numbers them.
+const (
+	TimerOff        TimerKind = iota
+	TimerRetransmit           // an acknowledgement is waited for
+	TimerKeepalive            // or, in SYN_RECV and FIN_WAIT2, an answer
+	TimerTimeWait             // the connection is forgotten then
+	TimerProbe                // the peer's window is closed and will be probed
+)
+
+// Memory is what a socket takes of the kernel's memory (struct sk_meminfo,
+// sock_diag(7)), in bytes.
+type Memory struct {
+	RecvAlloc, RecvBuffer uint32 // taken, and the bound (SO_RCVBUF)
+	SendAlloc, SendBuffer uint32 // in packets on their way, and the bound (SO_SNDBUF)
+	SendQueued            uint32
+	Forward               uint32 // set aside
+	Option                uint32
+	Backlog               uint32
+	Drops                 uint32 // packets dropped for want of room; of a TCP listener, connections
 }
 
 // Tuple names the socket by its two ends. Of a Unix socket the remote end is
