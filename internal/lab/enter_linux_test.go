@@ -115,7 +115,7 @@ func TestOrdinaryUserHasHosts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := outside(t, "-test.v", "-test.run=^(TestLinkedHostsTalk|TestFilteredPorts|TestSysctlIsTheHostsOwn|TestServerProgramIsReached)$")
+	cmd := outside(t, "-test.v", "-test.run=^(TestLinkedHostsTalk|TestFilteredPorts|TestSysctlIsTheHostsOwn|TestServerProgramIsReached|TestShapedLinkCarriesAllProtocols|TestShapedLinkLosesTheSamePacketsAgain)$")
 	binary, err := os.ReadFile(cmd.Path)
 	if err != nil {
 		t.Fatal(err)
@@ -131,8 +131,8 @@ func TestOrdinaryUserHasHosts(t *testing.T) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	}
 	out, err := cmd.CombinedOutput()
-	if err != nil || bytes.Count(out, []byte("\n--- PASS")) != 4 {
-		t.Errorf("got %v and\n%s, want four tests passed", err, out)
+	if err != nil || bytes.Count(out, []byte("\n--- PASS")) != 6 {
+		t.Errorf("got %v and\n%s, want six tests passed", err, out)
 	}
 }
 

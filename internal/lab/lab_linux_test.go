@@ -53,3 +53,7 @@ func (f *failingTB) Fatalf(format string, args ...any) {
 	f.message = fmt.Sprintf(format, args...)
 	runtime.Goexit()
 }
+
+func (f *failingTB) Errorf(format string, args ...any) {
+	f.message = fmt.Sprintf(format, args...)
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 var errNoHosts = fmt.Errorf("test hosts need Linux network namespaces: %w", errors.ErrUnsupported)
@@ -23,3 +24,13 @@ func ready(device string) (bool, error)                 { return false, errNoHos
 func addVeth(name, peerName string, _ *namespace) error { return errNoHosts }
 func addAddr(string, netip.Prefix) error                { return errNoHosts }
 func addRoute(netip.Prefix, netip.Addr) error           { return errNoHosts }
+
+type alarm struct{}
+
+func newAlarm() (*alarm, error)        { return nil, errNoHosts }
+func (*alarm) set(time.Duration) error { return errNoHosts }
+func (*alarm) wait() error             { return errNoHosts }
+func (*alarm) Close() error            { return errNoHosts }
+
+func newWires(a, b *Host, mtu int) ([2]wire, error) { return [2]wire{}, errNoHosts }
+func isDown(error) bool                             { return false }

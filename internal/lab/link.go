@@ -18,6 +18,12 @@ func Link(t testing.TB, a, b *Host, networks ...string) {
 	})
 	a.setUp(t, b.name)
 	b.setUp(t, a.name)
+	addNetworks(t, a, b, networks)
+}
+
+// addNetworks gives the hosts of a link their addresses in each network.
+func addNetworks(t testing.TB, a, b *Host, networks []string) {
+	t.Helper()
 	a.waitReady(t, b.name)
 	b.waitReady(t, a.name)
 	for _, network := range networks {
@@ -71,20 +77,23 @@ func parsePrefix(t testing.TB, text string) netip.Prefix {
 	return p
 }
 
-// waitReady waits until what is sent through the device arrives. The kernel is ready
-// a moment after it has answered, and until then drops packets, so that the first
-// connection would take a retransmission's second longer.
+// waitReady is untilReady for a device of the host.
 func (h *Host) waitReady(t testing.TB, device string) {
 	t.Helper()
+	h.must(t, "wait for device "+device, func() error { return untilReady(device) })
+}
+
+// untilReady waits until what is sent through a device of this thread's namespace
+// arrives. The kernel is ready a moment after it has answered, and until then drops
+// packets, so that the first connection would take a retransmission's second longer.
+func untilReady(device string) error {
 	const patience = 10 * time.Second
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	h.must(t, "wait for device "+device, func() error {
-		for deadline := time.Now().Add(patience); time.Now().Before(deadline); <-tick.C {
-			if ok, err := ready(device); ok || err != nil {
-				return err
-			}
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); <-tick.C {
+		if ok, err := ready(device); ok || err != nil {
+			return err
 		}
-		return fmt.Errorf("not ready after %v", patience)
-	})
+	}
+	return fmt.Errorf("not ready after %v", patience)
 }

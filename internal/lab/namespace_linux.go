@@ -50,6 +50,12 @@ func (ns *namespace) do(fn func()) error {
 	})
 }
 
+// try runs fn on a thread that is in the namespace, and returns its error.
+func (ns *namespace) try(fn func() error) (err error) {
+	errDo := ns.do(func() { err = fn() })
+	return errors.Join(err, errDo)
+}
+
 // onReturningThread runs fn, which changes its thread's network namespace, and
 // takes the thread back to the namespace it came from, whichever way fn ends.
 func onReturningThread(fn func() error) (err error) {

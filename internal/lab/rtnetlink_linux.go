@@ -2,6 +2,7 @@ package lab
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -58,18 +59,59 @@ func ready(device string) (bool, error) {
 // and not, as net does, for all: that makes a recent kernel look at once (rtnl_getlink
 // in net/core/rtnetlink.c), where on its own it takes up to a second (net/core/link_watch.c).
 func running(device string) (bool, error) {
-	link, err := net.InterfaceByName(device)
+	reply, err := getLink(device)
 	if err != nil {
 		return false, err
+	}
+	return binary.NativeEndian.Uint32(reply[8:])&unix.IFF_RUNNING != 0, nil
+}
+
+// getLink returns a struct ifinfomsg and the attributes of a device.
+func getLink(device string) ([]byte, error) {
+	link, err := net.InterfaceByName(device)
+	if err != nil {
+		return nil, err
 	}
 	replies, err := request(unix.RTM_GETLINK, 0, linkHeader(link.Index, 0), nil)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if len(replies) != 1 || len(replies[0].Data) < unix.SizeofIfInfomsg {
-		return false, fmt.Errorf("the kernel's answer about %s makes no sense: %v", device, replies)
+		return nil, fmt.Errorf("the kernel's answer about %s makes no sense: %v", device, replies)
 	}
-	return binary.NativeEndian.Uint32(replies[0].Data[8:])&unix.IFF_RUNNING != 0, nil
+	return replies[0].Data, nil
+}
+
+// setSize sets the MTU of a device in bytes and its queue in packets.
+func setSize(device string, mtu, queue int) error {
+	link, err := net.InterfaceByName(device)
+	if err != nil {
+		return err
+	}
+	_, err = request(unix.RTM_NEWLINK, netlink.Acknowledge, linkHeader(link.Index, 0), func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(unix.IFLA_MTU, uint32(mtu))
+		ae.Uint32(unix.IFLA_TXQLEN, uint32(queue))
+	})
+	return err
+}
+
+// txDropped counts the packets that a device did not take.
+func txDropped(device string) (int64, error) {
+	reply, err := getLink(device)
+	if err != nil {
+		return 0, err
+	}
+	attributes, err := netlink.NewAttributeDecoder(reply[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return 0, err
+	}
+	for attributes.Next() {
+		// struct rtnl_link_stats64: received and sent packets, bytes, errors, dropped
+		if counts := attributes.Bytes(); attributes.Type() == unix.IFLA_STATS64 && len(counts) >= 64 {
+			return int64(binary.NativeEndian.Uint64(counts[56:])), nil
+		}
+	}
+	return 0, errors.Join(attributes.Err(), fmt.Errorf("the kernel tells no counters of %s", device))
 }
 
 // addVeth makes a veth pair, both ends down: one in this thread's namespace, the
