@@ -13,7 +13,7 @@ import (
 // dump calls each with the sockets that match, until it returns false. The
 // Socket is overwritten for the next call.
 func dump(ctx context.Context, q Query, each func(*Socket) bool) error {
-	requests, err := q.requests()
+	wanted, err := q.kinds()
 	if err != nil {
 		return err
 	}
@@ -23,20 +23,23 @@ func dump(ctx context.Context, q Query, each func(*Socket) bool) error {
 	}
 	defer c.close()
 	var s Socket
-	for _, r := range requests {
-		more, err := c.dump(ctx, r.body, func(body []byte) (bool, error) {
-			keep, err := r.decode(&s, body)
-			if err != nil || !keep {
-				return true, err
-			}
-			return each(&s), nil
-		})
-		if err != nil {
-			return fmt.Errorf("list %s sockets: %w", r.what, r.explain(err))
-		}
-		if !more {
+	var missing error // of a kind that the kernel cannot list
+	listed := false
+	for _, r := range q.requests(wanted) {
+		more, err := r.dump(ctx, c, &s, each)
+		switch {
+		case errors.Is(err, errors.ErrUnsupported):
+			missing = fmt.Errorf("list %s sockets: %w", r.what, err)
+			continue
+		case err != nil:
+			return fmt.Errorf("list %s sockets: %w", r.what, err)
+		case !more:
 			return nil
 		}
+		listed = true
+	}
+	if !listed {
+		return missing
 	}
 	return nil
 }
@@ -45,60 +48,70 @@ func dump(ctx context.Context, q Query, each func(*Socket) bool) error {
 type request struct {
 	what   string // "tcp", for errors
 	module string // the kernel module that answers
+	kind   uint16 // of the netlink message
 	body   []byte
 	decode func(*Socket, []byte) (keep bool, err error)
+	// proc reads what the kernel shows without the module, nil if nothing.
+	proc func(s *Socket, each func(*Socket) bool) (more bool, err error)
 }
 
-func (q Query) requests() ([]request, error) {
-	w, err := q.wants()
-	if err != nil {
-		return nil, err
+func (q Query) requests(wanted kinds) []request {
+	d := &decoder{details: q.Details, zones: zoneNames{}}
+	if wanted.has(fivetuple.TCP) && wanted.has(fivetuple.MPTCP) {
+		d.subflows = newSubflows()
 	}
-	var all []request
-	zones := zoneNames{}
-	for _, ip := range []struct {
-		wanted   bool
-		network  fivetuple.Network
-		protocol uint8
-	}{{w.tcp, fivetuple.TCP, unix.IPPROTO_TCP}, {w.udp, fivetuple.UDP, unix.IPPROTO_UDP}} {
-		if !ip.wanted {
-			continue
-		}
-		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			all = append(all, request{
-				what:   ip.network.String(),
-				module: ip.network.String() + "_diag",
-				body:   inetRequest(q, family, ip.protocol),
-				decode: func(s *Socket, b []byte) (bool, error) {
-					*s = Socket{Protocol: ip.network}
-					return true, decodeInet(s, b, zones)
-				},
-			})
-		}
+	all := q.inetRequests(wanted, d)
+	if q.LocalPort != 0 || q.RemotePort != 0 {
+		return all
 	}
-	anyUnix := w.unix || w.unixgram || w.seqpacket
-	if anyUnix && q.LocalPort == 0 && q.RemotePort == 0 {
-		all = append(all, request{
-			what:   "unix",
-			module: "unix_diag",
-			body:   unixRequest(q),
-			decode: func(s *Socket, b []byte) (bool, error) {
-				*s = Socket{}
-				err := decodeUnix(s, b)
-				keep := s.Protocol == fivetuple.Unix && w.unix ||
-					s.Protocol == fivetuple.Unixgram && w.unixgram ||
-					s.Protocol == fivetuple.Seqpacket && w.seqpacket
-				return keep, err
-			},
+	if wanted.has(fivetuple.Raw) {
+		all = append(all, q.rawRequests(d)...)
+	}
+	if wanted.has(fivetuple.ICMP) {
+		all = append(all, q.icmpRequests(d)...)
+	}
+	if wanted.has(fivetuple.Unix) || wanted.has(fivetuple.Unixgram) || wanted.has(fivetuple.Seqpacket) {
+		all = append(all, q.unixRequest(wanted))
+	}
+	if wanted.has(fivetuple.Packet) {
+		all = append(all, q.packetRequest(d))
+	}
+	if wanted.has(fivetuple.Netlink) {
+		all = append(all, q.netlinkRequest(d))
+	}
+	if wanted.has(fivetuple.Vsock) {
+		all = append(all, q.vsockRequest())
+	}
+	return all
+}
+
+func (r request) dump(ctx context.Context, c *conn, s *Socket, each func(*Socket) bool) (more bool, err error) {
+	err = unix.ENOENT
+	if r.body != nil {
+		more, err = c.dump(ctx, r.kind, r.body, func(body []byte) (bool, error) {
+			keep, err := r.decode(s, body)
+			if err != nil || !keep {
+				return true, err
+			}
+			return each(s), nil
 		})
 	}
-	return all, nil
+	if errors.Is(err, unix.ENOENT) && r.proc != nil {
+		return r.proc(s, each)
+	}
+	return more, r.explain(err)
 }
 
-// explain says what ENOENT means: nobody answers for the family and protocol.
+// explain says what the errors of a request mean. ENOENT: nobody answers for
+// the family and protocol.
 func (r request) explain(err error) error {
-	if errors.Is(err, unix.ENOENT) {
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("the kernel module %s is not there (try modprobe %s): %w: %w", r.module, r.module, err, errors.ErrUnsupported)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("the kernel refuses the request; it may be too old for the filter: %w", err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("a filter of marks needs CAP_NET_ADMIN: %w", err)
 	}
 	return err
 }

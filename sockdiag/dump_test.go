@@ -39,7 +39,7 @@ func TestListReadsAnInterruptedTableAgain(t *testing.T) {
 }
 
 func TestDumpRefusesWhatItCannotList(t *testing.T) {
-	q := Query{Protocols: []fivetuple.Network{fivetuple.TCP, fivetuple.Vsock}}
+	q := Query{Protocols: []fivetuple.Network{fivetuple.TCP, fivetuple.Stdio}}
 	if _, err := List(context.Background(), q); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("got error %v, want one that wraps %v", err, errors.ErrUnsupported)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,7 +74,7 @@ func TestDecodesEveryField(t *testing.T) {
 		Local: netip.MustParseAddrPort("[fe80::1%lo]:8080"), Cookie: 0x1122334455667788,
 		Inode: 4242, UID: 1000, RecvQueue: 3, SendQueue: 128,
 	}
-	if err := decodeInet(&got, inetBody(), zoneNames{1: "lo"}); err != nil || got != want {
+	if err := (&decoder{zones: zoneNames{1: "lo"}}).inet(&got, inetBody()); err != nil || got != want {
 		t.Errorf("inet: got %+v, %v\nwant %+v", got, err, want)
 	}
 	got = Socket{}
@@ -91,7 +92,7 @@ func TestTruncatedMessagesAreErrors(t *testing.T) {
 	inet, local := inetBody(), unixBody("/run/a\x00")
 	whole := []int{72, 77, 78, 79, 80, 85, 86, 87} // between attributes, and in their padding
 	for n := range inet {
-		if err := decodeInet(&s, inet[:n], zoneNames{}); (err == nil) != slices.Contains(whole, n) {
+		if err := (&decoder{zones: zoneNames{}}).inet(&s, inet[:n]); (err == nil) != slices.Contains(whole, n) {
 			t.Errorf("inet: first %d of %d bytes: got error %v", n, len(inet), err)
 		}
 	}
@@ -103,7 +104,7 @@ func TestTruncatedMessagesAreErrors(t *testing.T) {
 	}
 	message := netlinkMessage(unix.SOCK_DIAG_BY_FAMILY, 0, 1, inet)
 	for n := 1; n < len(message); n++ {
-		a := answers{seq: 1, each: func([]byte) (bool, error) { return true, nil }}
+		a := answers{kind: unix.SOCK_DIAG_BY_FAMILY, seq: 1, each: func([]byte) (bool, error) { return true, nil }}
 		if _, err := a.take(message[:n]); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("netlink: first %d of %d bytes: got error %v, want %v", n, len(message), err, io.ErrUnexpectedEOF)
 		}
@@ -125,12 +126,13 @@ func TestAnswersOfTheKernel(t *testing.T) {
 		{"more to come", [][]byte{row, row}, 2, false, nil},
 		{"all", [][]byte{row, foreign, row, done, row}, 2, true, nil},
 		{"interrupted", [][]byte{row, changed, row, done}, 3, true, ErrInterrupted},
-		{"refused", [][]byte{netlinkMessage(unix.NLMSG_ERROR, 0, 7, errorNumber(-int32(unix.ENOENT)))}, 0, false, unix.ENOENT},
+		{"refused", [][]byte{netlinkMessage(unix.NLMSG_ERROR, 0, 7, errorNumber(-int32(unix.ENOENT)))}, 0, true, unix.ENOENT},
 		{"failed half way", [][]byte{row, netlinkMessage(unix.NLMSG_DONE, 0, 7, errorNumber(-int32(unix.ENOMEM)))}, 1, true, unix.ENOMEM},
-		{"error cut short", [][]byte{netlinkMessage(unix.NLMSG_ERROR, 0, 7, []byte{1})}, 0, false, io.ErrUnexpectedEOF},
+		{"error cut short", [][]byte{netlinkMessage(unix.NLMSG_ERROR, 0, 7, []byte{1})}, 0, true, io.ErrUnexpectedEOF},
+		{"acknowledged", [][]byte{row, netlinkMessage(unix.NLMSG_ERROR, 0, 7, errorNumber(0))}, 1, true, nil},
 	} {
 		rows := 0
-		a := answers{seq: 7, each: func(b []byte) (bool, error) {
+		a := answers{kind: unix.SOCK_DIAG_BY_FAMILY, seq: 7, each: func(b []byte) (bool, error) {
 			if string(b) != "row" {
 				t.Errorf("%s: got row %q", c.name, b)
 			}
@@ -175,17 +177,27 @@ func TestDecodingAnIPSocketAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { a.take(message) }); n != 0 {
 		t.Errorf("got %v allocations, want 0", n)
 	}
-	if s.Inode != 4242 {
-		t.Errorf("got inode %d, want 4242", s.Inode)
+	if s.Inode != 4242 || s.Info.RTT != 5*time.Millisecond || s.Congestion != "cubic" || s.Memory != wordMemory || s.Cgroup != 7 || s.Mark != 8 || s.TOS != 9 || s.TClass != 10 {
+		t.Errorf("got %+v with %v", *s, s.Info)
 	}
 }
 
-// benchmarkMessage is one listener, what takes it, and the Socket it is decoded into.
+// benchmarkMessage is one listener with every detail, what takes it, and the
+// Socket it is decoded into.
 func benchmarkMessage() ([]byte, *answers, *Socket) {
-	s, zones := new(Socket), zoneNames{1: "lo"}
-	return netlinkMessage(unix.SOCK_DIAG_BY_FAMILY, 0, 1, inetBody()), &answers{seq: 1, each: func(b []byte) (bool, error) {
+	s, d := new(Socket), &decoder{details: allDetails, zones: zoneNames{1: "lo"}}
+	info := make([]byte, 280)
+	binary.NativeEndian.PutUint32(info[68:], 5000) // tcpi_rtt
+	body := append(inetBody(), attribute(inetDiagInfo, info)...)
+	body = append(body, attribute(inetDiagCongestion, []byte("cubic\x00"))...)
+	body = append(body, attribute(inetDiagMemory, words(1, 2, 3, 4, 5, 6, 7, 8, 9))...)
+	body = append(body, attribute(inetDiagCgroup, binary.NativeEndian.AppendUint64(nil, 7))...)
+	body = append(body, attribute(inetDiagMark, words(8))...)
+	body = append(body, attribute(inetDiagTOS, []byte{9})...)
+	body = append(body, attribute(inetDiagTClass, []byte{10})...)
+	return netlinkMessage(unix.SOCK_DIAG_BY_FAMILY, 0, 1, body), &answers{kind: unix.SOCK_DIAG_BY_FAMILY, seq: 1, each: func(b []byte) (bool, error) {
 		*s = Socket{Protocol: fivetuple.TCP}
-		return true, decodeInet(s, b, zones)
+		return true, d.inet(s, b)
 	}}, s
 }
 
@@ -200,24 +212,34 @@ func BenchmarkDecodeMessage(b *testing.B) {
 }
 
 func FuzzAnswers(f *testing.F) {
-	f.Add(netlinkMessage(unix.SOCK_DIAG_BY_FAMILY, 0, 1, inetBody()))
-	f.Add(netlinkMessage(unix.SOCK_DIAG_BY_FAMILY, 0, 1, unixBody("\x00a")))
+	for _, body := range [][]byte{inetBody(), unixBody("\x00a"), packetBody(), netlinkBody(), vsockBody(), rawBody()} {
+		f.Add(netlinkMessage(unix.SOCK_DIAG_BY_FAMILY, 0, 1, body))
+	}
+	all, _, _ := benchmarkMessage()
+	f.Add(all)
 	f.Add(netlinkMessage(unix.NLMSG_ERROR, 0, 1, errorNumber(-2)))
+	f.Add(netlinkMessage(unix.NLMSG_ERROR, 0, 1, errorNumber(0)))
 	f.Add(netlinkMessage(unix.NLMSG_DONE, unix.NLM_F_DUMP_INTR, 1, errorNumber(0)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s Socket
-		a := answers{seq: 1, each: func(body []byte) (bool, error) {
-			errInet := decodeInet(&s, body, zoneNames{})
-			if errInet == nil && len(body) < inetMessageSize {
-				t.Errorf("inet: no error for %d bytes", len(body))
-			}
-			s = Socket{}
-			errUnix := decodeUnix(&s, body)
-			if errUnix == nil && len(body) < unixMessageSize {
-				t.Errorf("unix: no error for %d bytes", len(body))
-			}
-			if strings.ContainsFunc(s.Name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-				t.Errorf("control character in name %q", s.Name)
+		d := &decoder{details: allDetails, zones: zoneNames{}}
+		decoders := []struct {
+			name   string
+			least  int
+			decode func(*Socket, []byte) error
+		}{
+			{"inet", inetMessageSize, d.inet}, {"unix", unixMessageSize, decodeUnix}, {"packet", packetMessageSize, d.packet},
+			{"netlink", netlinkMessageSize, d.netlink}, {"vsock", vsockMessageSize, decodeVsock}, {"event", inetMessageSize, d.event},
+		}
+		a := answers{kind: unix.SOCK_DIAG_BY_FAMILY, seq: 1, each: func(body []byte) (bool, error) {
+			for _, c := range decoders {
+				s = Socket{Protocol: fivetuple.TCP}
+				if err := c.decode(&s, body); err == nil && len(body) < c.least {
+					t.Errorf("%s: no error for %d bytes", c.name, len(body))
+				}
+				if strings.ContainsFunc(s.Name+s.Congestion, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+					t.Errorf("%s: control character in name %q or %q", c.name, s.Name, s.Congestion)
+				}
 			}
 			return true, nil
 		}}

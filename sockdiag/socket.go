@@ -1,18 +1,27 @@
-// Package sockdiag reads the kernel's table of sockets: every TCP, UDP and
-// Unix domain socket of the network namespace, with its addresses, state,
-// queues, owner's uid and inode.
+// Package sockdiag reads the kernel's table of sockets: every TCP, UDP, Unix,
+// raw, packet and netlink socket of the network namespace, and others, with its
+// addresses, state, queues, owner's uid and inode. It closes sockets of any
+// process, and tells when sockets end.
 //
 //	for s, err := range sockdiag.Dump(ctx, sockdiag.Query{LocalPort: 8080}) {
 //		...
 //	}
 //
-// It stands on sock_diag(7), the netlink family NETLINK_SOCK_DIAG, and needs
-// no privilege. Ports and states are narrowed in the kernel. On other systems
-// every call fails with an error wrapping [errors.ErrUnsupported], and so it
-// does where the kernel was built without the diagnostics of a protocol.
+// It stands on sock_diag(7), the netlink family NETLINK_SOCK_DIAG; only to
+// close sockets and to see their marks takes a privilege. The network namespace
+// is that of the calling thread. Ports, states and programs narrow in the
+// kernel. Raw and packet sockets are read from /proc/net where the kernel was
+// built without their diagnostics, ping sockets always. On other systems every
+// call fails with an error wrapping [errors.ErrUnsupported], and so it does
+// where the kernel was built without the diagnostics of a protocol asked for.
 //
-// A Multipath TCP socket is listed once for each TCP subflow it consists of,
-// with the inode that its process holds.
+// A Multipath TCP socket is listed once, as MPTCP, when both MPTCP and TCP are
+// asked for. Its subflows, TCP sockets with the inode that its process holds,
+// are then left out. When TCP alone is asked for they are listed, as ss -t does.
+// Some parts of Multipath TCP are listed as TCP in any case: a subflow in
+// TIME_WAIT or SYN_RECV, which belongs to no socket; a socket that is bound and
+// no more; and further subflows (RFC 8684 section 3.2) of a connection without
+// an inode, so one not yet accepted or closed by its process.
 package sockdiag
 
 import (
@@ -25,13 +34,14 @@ import (
 
 // Socket is one row of the kernel's socket table. It is comparable.
 type Socket struct {
-	// Protocol is TCP, UDP, Unix, Unixgram or Seqpacket.
+	// Protocol is one of those listed at [Query].
 	Protocol fivetuple.Network
 	// State of a UDP or Unix socket is ESTABLISHED if it is connected, LISTEN
 	// if it listens, otherwise CLOSE; but a Unix datagram socket becomes
 	// ESTABLISHED also when another one connects to it. A TCP socket in CLOSE
 	// is bound and neither listens nor connects; the kernel lists those since
-	// Linux 6.8. It gives SYN_RECV for NEW_SYN_RECV.
+	// Linux 6.8. It gives SYN_RECV for NEW_SYN_RECV. Other sockets are in
+	// ESTABLISHED or CLOSE; an association of SCTP is in the like of TCP.
 	State fivetuple.State
 	// V6Only is set on an IPv6 socket that takes no IPv4 (IPV6_V6ONLY,
 	// ipv6(7)). The kernel tells it in LISTEN and CLOSE only.
@@ -49,27 +59,35 @@ type Socket struct {
 	// Name is what a Unix socket is bound to, "" if to nothing: the path as it
 	// was given to bind(2), or "@name" in the abstract name space. A name
 	// that does not print is escaped as in a Go string; no other is changed.
+	//
+	// Of a packet socket it is the EtherType and interface ("arp:eth0", "*:*"
+	// for all), of a netlink socket the family and port id ("route:1234",
+	// "route:kernel"), of a vsock socket CID and port ("2:1024", "*:1024").
 	Name string
 	// PeerInode is the Inode of the Unix socket that this one is connected to, 0 for none.
 	PeerInode uint32
 
 	// Cookie names the socket until the machine restarts. It is never reused.
+	// What is read from /proc has none, 0: ping sockets, and raw and packet
+	// sockets where the kernel has no diagnostics for them.
 	Cookie uint64
 	// Inode is what /proc/PID/fd shows as "socket:[inode]". It is 0 if no
 	// process can hold the socket: in TIME_WAIT, in SYN_RECV, a connection
 	// not yet accepted, or one closed by its process and not yet by its peer.
 	Inode uint32
 	// UID is the user that created the socket. It means nothing in TIME_WAIT.
-	// Of Unix sockets the kernel tells it since Linux 5.3, before it is 0.
+	// Of Unix sockets the kernel tells it since Linux 5.3, before it is 0. Of
+	// netlink and vsock sockets it does not tell it: 0.
 	UID uint32
 
 	// RecvQueue is what waits to be received. TCP: bytes not yet read. UDP:
 	// bytes of kernel memory that the waiting datagrams take, which is more
 	// than they carry. Unix streams and packets: bytes; datagrams: bytes of
-	// the first one. In LISTEN: connections that wait for accept(2).
+	// the first one. Others: bytes of memory. In LISTEN: connections that wait
+	// for accept(2).
 	RecvQueue uint32
 	// SendQueue is what waits to be sent. TCP: bytes that the peer has not yet
-	// acknowledged. UDP and Unix: bytes of kernel memory. In LISTEN: the
+	// acknowledged. Others: bytes of kernel memory. In LISTEN: the
 	// backlog, how many connections may wait for accept(2).
 	SendQueue uint32
 
@@ -84,15 +102,17 @@ type Socket struct {
 	// What [Details] ask for. Each is the zero value where the kernel does not
 	// tell it of this kind of socket.
 
-	// Info is TCP_INFO of a TCP socket that is not in TIME_WAIT, SYN_RECV or CLOSE.
+	// Info is TCP_INFO of a TCP socket that is not in TIME_WAIT or SYN_RECV.
 	Info *sockopt.TCPInfo
-	// Memory is the kernel memory that the socket takes, and its bounds.
+	// Memory is the kernel memory that the socket takes, and its bounds. Of
+	// what is read from /proc, RecvAlloc, SendAlloc and Drops.
 	Memory Memory
-	// Congestion is the name of the congestion control algorithm of a TCP socket.
+	// Congestion is the congestion control algorithm of a TCP or MPTCP socket.
 	Congestion string
-	// Cgroup is the id of the control group (v2) that the socket was made in.
+	// Cgroup is the id of the control group (v2) that an IP socket was made in,
+	// the inode number of its directory; since Linux 5.9.
 	Cgroup uint64
-	Mark   uint32 // SO_MARK
+	Mark   uint32 // SO_MARK of an IP socket
 	TOS    uint8  // IP_TOS
 	TClass uint8  // IPV6_TCLASS
 }

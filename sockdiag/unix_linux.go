@@ -20,23 +20,37 @@ const (
 	showName   = 0x01 // UDIAG_SHOW_NAME
 	showPeer   = 0x04 // UDIAG_SHOW_PEER
 	showQueues = 0x10 // UDIAG_SHOW_RQLEN
+	showMemory = 0x20 // UDIAG_SHOW_MEMINFO
 	showUID    = 0x40 // UDIAG_SHOW_UID
 
 	unixDiagName   = 0 // UNIX_DIAG_NAME, sun_path without padding
 	unixDiagPeer   = 2 // UNIX_DIAG_PEER, __u32 inode
 	unixDiagQueues = 4 // UNIX_DIAG_RQLEN, struct unix_diag_rqlen: two __u32
+	unixDiagMemory = 5 // UNIX_DIAG_MEMINFO, __u32 each
 	unixDiagUID    = 7 // UNIX_DIAG_UID, __u32
 )
 
-func unixRequest(q Query) []byte {
-	states := q.States
-	if states == 0 {
-		states = ^States(0)
+func (q Query) unixRequest(wanted kinds) request {
+	return request{
+		what: "unix", module: "unix_diag", kind: unix.SOCK_DIAG_BY_FAMILY,
+		body: q.unixBody(),
+		decode: func(s *Socket, b []byte) (bool, error) {
+			*s = Socket{}
+			err := decodeUnix(s, b)
+			return wanted.has(s.Protocol), err
+		},
+	}
+}
+
+func (q Query) unixBody() []byte {
+	show := uint32(showName | showPeer | showQueues | showUID)
+	if q.Details&WithMemory != 0 {
+		show |= showMemory
 	}
 	b := make([]byte, unixRequestSize)
 	b[0] = unix.AF_UNIX
-	binary.NativeEndian.PutUint32(b[4:], uint32(states))
-	binary.NativeEndian.PutUint32(b[12:], showName|showPeer|showQueues|showUID)
+	binary.NativeEndian.PutUint32(b[4:], uint32(q.States.orAll()))
+	binary.NativeEndian.PutUint32(b[12:], show)
 	return b
 }
 
@@ -78,6 +92,8 @@ func decodeUnixAttributes(s *Socket, b []byte) error {
 		case unixDiagQueues:
 			s.RecvQueue = binary.NativeEndian.Uint32(value)
 			s.SendQueue = binary.NativeEndian.Uint32(value[4:])
+		case unixDiagMemory:
+			s.Memory = decodeMemory(value)
 		case unixDiagUID:
 			s.UID = binary.NativeEndian.Uint32(value)
 		}
@@ -106,6 +122,11 @@ func unixName(b []byte) string {
 	if b[0] == 0 {
 		return "@" + printable.Escape(string(b[1:]))
 	}
-	path, _, _ := strings.Cut(string(b), "\x00")
-	return printable.Escape(path)
+	return escaped(b)
+}
+
+// escaped is the text up to the first NUL, fit to be shown.
+func escaped(b []byte) string {
+	text, _, _ := strings.Cut(string(b), "\x00")
+	return printable.Escape(text)
 }

@@ -1,12 +1,14 @@
 package sockopt
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"iter"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -127,10 +129,11 @@ const InfiniteSSThresh = 0x7fffffff
 // CAState is the congestion state of a sender.
 type CAState uint8
 
+var caStates = [...]string{"open", "disorder", "cwr", "recovery", "loss"}
+
 func (s CAState) String() string {
-	names := [...]string{"open", "disorder", "cwr", "recovery", "loss"}
-	if int(s) < len(names) {
-		return names[s]
+	if int(s) < len(caStates) {
+		return caStates[s]
 	}
 	return strconv.Itoa(int(s))
 }
@@ -219,25 +222,130 @@ func (t TCPInfo) Fields() iter.Seq2[string, any] {
 }
 
 // MarshalJSON writes the fields that the kernel gave, durations in seconds, the congestion state as text.
-func (t TCPInfo) MarshalJSON() ([]byte, error) {
-	b := []byte{'{'}
-	for name, value := range t.Fields() {
-		switch v := value.(type) {
-		case time.Duration:
-			value = v.Seconds()
-		case CAState:
-			value = v.String()
+func (t TCPInfo) MarshalJSON() ([]byte, error) { return t.AppendJSON(make([]byte, 0, 1536)), nil }
+
+// AppendJSON is [TCPInfo.MarshalJSON] that allocates nothing.
+func (t *TCPInfo) AppendJSON(b []byte) []byte {
+	v := reflect.ValueOf(t).Elem()
+	b = append(b, '{')
+	for i := range tcpInfoFields {
+		f := &tcpInfoFields[i]
+		if f.end > t.Size {
+			continue
 		}
-		text, err := json.Marshal(value)
-		if err != nil {
-			return nil, err
+		b = append(b, f.key...)
+		switch field := v.Field(f.index); {
+		case f.duration:
+			b = appendSeconds(b, time.Duration(field.Int()))
+		case f.index == caStateField:
+			b = append(append(append(b, '"'), t.CAState.String()...), '"')
+		case field.Kind() == reflect.Bool:
+			b = strconv.AppendBool(b, field.Bool())
+		default:
+			b = strconv.AppendUint(b, field.Uint(), 10)
 		}
-		if len(b) > 1 {
-			b = append(b, ',')
-		}
-		b = append(append(strconv.AppendQuote(b, name), ':'), text...)
+		b = append(b, ',')
 	}
-	return append(b, '}'), nil
+	if b[len(b)-1] == ',' {
+		b = b[:len(b)-1]
+	}
+	return append(b, '}')
+}
+
+// UnmarshalJSON is the inverse of [TCPInfo.MarshalJSON]. Size is that of a kernel whose last field is the last one there.
+func (t *TCPInfo) UnmarshalJSON(b []byte) error {
+	var values map[string]json.RawMessage
+	if err := json.Unmarshal(b, &values); err != nil {
+		return err
+	}
+	*t = TCPInfo{}
+	v := reflect.ValueOf(t).Elem()
+	for _, f := range tcpInfoFields {
+		text, ok := values[f.name]
+		if !ok {
+			continue
+		}
+		var err error
+		switch {
+		case f.duration:
+			var d time.Duration
+			d, err = parseSeconds(string(text))
+			v.Field(f.index).SetInt(int64(d))
+		case f.index == caStateField:
+			t.CAState, err = parseCAState(text)
+		default:
+			err = json.Unmarshal(text, v.Field(f.index).Addr().Interface())
+		}
+		if err != nil {
+			return fmt.Errorf("read TCP_INFO: %s: %w", f.name, err)
+		}
+		t.Size = max(t.Size, f.end)
+	}
+	return nil
+}
+
+// tcpInfoField is what the tags of a field of TCPInfo say.
+type tcpInfoField struct {
+	index, end int
+	name, key  string // the key is the name as it stands in JSON
+	duration   bool
+}
+
+const caStateField = 2 // the index of CAState
+
+var tcpInfoFields = func() (all []tcpInfoField) {
+	t := reflect.TypeFor[TCPInfo]()
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if end, _ := strconv.Atoi(f.Tag.Get("end")); end > 0 {
+			name := f.Tag.Get("json")
+			all = append(all, tcpInfoField{i, end, name, strconv.Quote(name) + ":", f.Type == reflect.TypeFor[time.Duration]()})
+		}
+	}
+	return all
+}()
+
+// appendSeconds writes a duration in seconds, exactly.
+func appendSeconds(b []byte, d time.Duration) []byte {
+	n := uint64(d)
+	if d < 0 {
+		b, n = append(b, '-'), -n
+	}
+	b = strconv.AppendUint(b, n/1e9, 10)
+	rest := n % 1e9
+	if rest == 0 {
+		return b
+	}
+	digits := strconv.AppendUint(make([]byte, 0, 10), 1e9+rest, 10) // the 1 keeps the zeros
+	digits[0] = '.'
+	return append(b, bytes.TrimRight(digits, "0")...)
+}
+
+// parseSeconds is the inverse of [appendSeconds]; it takes any other number of JSON to the nanosecond, too.
+func parseSeconds(text string) (time.Duration, error) {
+	if d, err := time.ParseDuration(text + "s"); err == nil { // it reads decimals exactly
+		return d, nil
+	}
+	s, err := strconv.ParseFloat(text, 64)
+	if err != nil || math.Abs(s) >= math.MaxInt64/1e9 {
+		return 0, fmt.Errorf("%.40s is no number of seconds", text)
+	}
+	return time.Duration(math.Round(s * 1e9)), nil
+}
+
+func parseCAState(text []byte) (CAState, error) {
+	var name string
+	if err := json.Unmarshal(text, &name); err != nil {
+		return 0, err
+	}
+	if i := slices.Index(caStates[:], name); i >= 0 {
+		return CAState(i), nil
+	}
+	n, err := strconv.ParseUint(name, 10, 8)
+	if err != nil {
+		return 0, fmt.Errorf("unknown congestion state %q", name)
+	}
+	return CAState(n), nil
 }
 
 // String is the short form of the info option: the fields one looks at first.

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -132,6 +133,62 @@ func TestTCPInfoJSON(t *testing.T) {
 	}
 }
 
+// Of what a kernel of each size gave, everything comes back, Size too.
+func TestTCPInfoJSONRoundTrip(t *testing.T) {
+	for size := range tcpInfoSize + 1 {
+		if size > 0 && !fieldEnd(size) {
+			continue
+		}
+		want := DecodeTCPInfo(ramp()[:size])
+		text, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got TCPInfo
+		if err := json.Unmarshal(text, &got); err != nil || got != want {
+			t.Errorf("size %d: got %+v, %v, want %+v", size, got, err, want)
+		}
+	}
+}
+
+func fieldEnd(size int) bool {
+	return slices.ContainsFunc(tcpInfoFields, func(f tcpInfoField) bool { return f.end == size })
+}
+
+func TestTCPInfoJSONSaysWhatIsWrong(t *testing.T) {
+	for text, want := range map[string]string{
+		`[]`:                      "cannot unmarshal array",
+		`{"rtt_s":"x"}`:           `rtt_s: "x" is no number of seconds`,
+		`{"rtt_s":1e300}`:         "rtt_s: 1e300 is no number of seconds",
+		`{"snd_cwnd":-1}`:         "snd_cwnd: ",
+		`{"snd_cwnd":4294967296}`: "snd_cwnd: ",
+		`{"ca_state":"odd"}`:      `ca_state: unknown congestion state "odd"`,
+		`{"ca_state":"256"}`:      `ca_state: unknown congestion state "256"`,
+	} {
+		var i TCPInfo
+		if err := json.Unmarshal([]byte(text), &i); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+	var i TCPInfo
+	if err := json.Unmarshal([]byte(`{"rtt_s":1.5e-3,"later_field":[1]}`), &i); err != nil || i.RTT != 1500*time.Microsecond || i.Size != 72 {
+		t.Errorf("got %v, %v of size %d", err, i.RTT, i.Size)
+	}
+}
+
+func TestAppendSecondsIsExact(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0", 1: "0.000000001", 1500 * time.Microsecond: "0.0015", -time.Second: "-1", 10 * time.Second: "10",
+		math.MaxInt64: "9223372036.854775807", math.MinInt64: "-9223372036.854775808",
+	} {
+		got := string(appendSeconds(nil, d))
+		back, err := parseSeconds(got)
+		if got != want || back != d || err != nil {
+			t.Errorf("%d: got %s, want %s; back %d, %v", d, got, want, back, err)
+		}
+	}
+}
+
 func TestDecodeTCPInfoDoesNotAllocate(t *testing.T) {
 	b := ramp()
 	if n := testing.AllocsPerRun(100, func() { sink = DecodeTCPInfo(b) }); n != 0 {
@@ -146,6 +203,15 @@ func BenchmarkDecodeTCPInfo(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		sink = DecodeTCPInfo(raw)
+	}
+}
+
+func BenchmarkTCPInfoAppendJSON(b *testing.B) {
+	info := DecodeTCPInfo(ramp())
+	buf := make([]byte, 0, 4096)
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = info.AppendJSON(buf[:0])
 	}
 }
 
@@ -165,8 +231,16 @@ func FuzzDecodeTCPInfo(f *testing.F) {
 				t.Errorf("%s is %v", name, d)
 			}
 		}
-		if text, err := json.Marshal(info); err != nil || !json.Valid(text) {
+		text, err := json.Marshal(info)
+		if err != nil || !json.Valid(text) {
 			t.Errorf("%s, %v", text, err)
+		}
+		var back TCPInfo
+		if err := json.Unmarshal(text, &back); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+		if back.Size = info.Size; fieldEnd(len(b)) && back != info {
+			t.Errorf("back from JSON: got %+v, want %+v", back, info)
 		}
 	})
 }
