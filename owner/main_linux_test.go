@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"runtime"
@@ -44,8 +45,8 @@ func TestMain(m *testing.M) {
 		dir := must(openProcess(other.Process.Pid))
 		runtime.LockOSThread()
 		ok(unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &new([2]unix.CapUserData)[0]))
-		var s searcher
-		fmt.Println(denied(s.descriptors(dir)), mayHoldSockets(dir))
+		var r reader
+		fmt.Println(denied(r.descriptors(dir, "fd", 0)), mayHoldSockets(dir))
 		os.Exit(0)
 	case "end-first-thread": // and go on with the others
 		go func() {
@@ -75,20 +76,80 @@ func TestMain(m *testing.M) {
 		fmt.Println(p.Wait(context.Background()), p.Alive())
 		ok(child.Wait())
 		os.Exit(0)
+	case "hold-many": // sockets, which it tells
+		var inodes []uint32
+		for range must(strconv.Atoi(os.Getenv("FT_TEST_COUNT"))) {
+			var st unix.Stat_t
+			ok(unix.Fstat(must(unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)), &st))
+			inodes = append(inodes, uint32(st.Ino))
+		}
+		ok(json.NewEncoder(os.Stdout).Encode(inodes))
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	case "hold-in-thread": // and not in the others
+		go func() {
+			runtime.LockOSThread()
+			ok(unix.Unshare(unix.CLONE_FILES))
+			ok(unix.Dup3(3, 77, unix.O_CLOEXEC))
+			ok(unix.Close(3))
+			fmt.Println(unix.Gettid())
+			unix.Pause()
+		}()
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	case "change": // its descriptors all the time, but for 3
+		for i := range 2 {
+			go func() {
+				for n := 0; ; n++ {
+					a := must(unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0))
+					b := must(unix.FcntlInt(uintptr(a), unix.F_DUPFD_CLOEXEC, 64<<(n%7)+i)) // the table grows
+					ok(unix.Close(a))
+					ok(unix.Close(b))
+				}
+			}()
+		}
+		go func() {
+			for {
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					runtime.LockOSThread() // and end with the goroutine
+					ok(unix.Unshare(unix.CLONE_FILES))
+					ok(unix.Close(3))
+				}()
+				<-ended
+			}
+		}()
+	case "find-in-namespace": // what it holds itself and what a child does, in a PID namespace of its own
+		ok(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		ok(unix.Mount("proc", "/proc", "proc", 0, ""))
+		child := exec.Command("cat")
+		child.ExtraFiles = []*os.File{os.NewFile(3, "held")}
+		must(child.StdinPipe())
+		ok(child.Start())
+		for _, f := range []Finder{{}, {finder{refused: errors.ErrUnsupported}}} {
+			found := must(f.Find(context.Background(), []uint32{inodeOfFD(3)}))
+			fmt.Println(os.Getpid(), child.Process.Pid, found.Of(inodeOfFD(3)), found.Partial)
+		}
+		os.Exit(0) // and cat with it
+	case "open": // descriptor 3 of another process
+		fd, err := must(ProcessOf(must(strconv.Atoi(os.Getenv("FT_TEST_PID"))))).OpenFD(3)
+		fmt.Println(fd, errors.Is(err, fs.ErrPermission), err)
+		os.Exit(0)
 	case "find": // the holders of the socket it was started with
-		var st unix.Stat_t
-		ok(unix.Fstat(3, &st))
-		found := must(Find(context.Background(), uint32(st.Ino)))
-		ok(json.NewEncoder(os.Stdout).Encode(found))
+		found := must(Find(context.Background(), inodeOfFD(3)))
+		ok(json.NewEncoder(os.Stdout).Encode(map[string]any{"Holders": found.Of(inodeOfFD(3)), "Unreadable": found.Unreadable}))
 		os.Exit(0)
 	}
 	fmt.Println("ready")
 	io.Copy(io.Discard, os.Stdin) // until the test is over
 }
 
-// The role "end-first-thread" must run in the first thread, as init functions do.
+// The main goroutine of these roles stays in the first thread, as init functions do: one is
+// to end it, the others are to leave it alone.
 func init() {
-	if os.Getenv("FT_TEST_CHILD") == "end-first-thread" {
+	switch os.Getenv("FT_TEST_CHILD") {
+	case "end-first-thread", "hold-in-thread", "change":
 		runtime.LockOSThread()
 	}
 }
@@ -126,7 +187,7 @@ func ok(err error) {
 }
 
 // start runs the test binary as a child with f as descriptor 3. It ends with the test.
-func start(t *testing.T, role string, f *os.File, attr *syscall.SysProcAttr) (*exec.Cmd, *bufio.Reader) {
+func start(t testing.TB, role string, f *os.File, attr *syscall.SysProcAttr) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "FT_TEST_CHILD="+role,

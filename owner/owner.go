@@ -1,19 +1,28 @@
 // Package owner finds the processes that hold a socket, from the inode that
-// the kernel's socket table gives, and says who a process is, who called this
-// one, and when one ends.
+// the kernel's socket table gives. It says who a process is, from whom it descends,
+// which unit or container it belongs to, who called this one, and when one ends.
 //
 //	found, err := owner.Find(ctx, inode)
-//	for _, h := range found.Holders[inode] {
+//	for _, h := range found.Of(inode) {
 //		fmt.Println(h.Command, h.PID, h.FD)
 //	}
 //
-// It stands on proc(5): /proc/PID/fd shows a socket as a link to
-// "socket:[inode]". The descriptors of other users' processes can be read with
-// CAP_SYS_PTRACE only; [Found].Unreadable says how many processes that hid. A
-// process that /proc does not show at all (mounted with hidepid=2 or 4, or of
-// another PID namespace) is not counted: a socket without a holder can be its,
-// or the kernel's own. On other systems every call fails with an error wrapping
-// [errors.ErrUnsupported].
+// A search always looks at every process. There are two ways:
+//
+//   - A BPF program walks through the tables of descriptors within the kernel, in a few
+//     milliseconds for a hundred thousand sockets. This needs Linux 6.4 on a 64-bit
+//     little-endian machine, a kernel that describes its types (CONFIG_DEBUG_INFO_BTF),
+//     and CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, outside of user namespaces. See
+//     walk_linux.go.
+//   - Wherever the kernel refuses that, /proc/PID/fd is read (proc(5)), which shows a socket as a link
+//     to "socket:[inode]", in some tenths of a second. The descriptors of other users' processes
+//     can be read with CAP_SYS_PTRACE only; [Found].Unreadable says how many
+//     processes that hid. See proc_linux.go.
+//
+// Processes that /proc does not show at all (mounted with hidepid=2 or 4, or outside the
+// PID namespace) cannot be counted: [Found].Partial says why there may be such. A socket
+// without a holder can be theirs, or the kernel's own. On other systems every call
+// fails with an error wrapping [errors.ErrUnsupported].
 package owner
 
 import (
@@ -45,18 +54,40 @@ func (p Process) String() string {
 type Holder struct {
 	Process
 	FD int `json:"fd"`
+	// Thread is the id of the thread whose descriptor it is, if that thread has
+	// descriptors of its own (clone(2) without CLONE_FILES, unshare(2)). 0, as
+	// almost always, if it is one of the process's first thread.
+	Thread int `json:"thread,omitempty"`
 }
 
 // Found is what a search of all processes found.
 type Found struct {
-	// Holders are those of each inode, by PID and descriptor. A socket has
-	// several after fork(2), dup(2), or when it was passed on (unix(7), SCM_RIGHTS).
-	Holders map[uint32][]Holder
 	// Unreadable counts the processes whose descriptors may not be read: a
 	// socket without a holder can be theirs. Kernel threads and processes
 	// that have ended hold none and are not counted, unless /proc is mounted
 	// with hidepid=1 and hides which they are.
 	Unreadable int
+	// Partial says why there may be processes that the search did not even see:
+	// "processes outside this PID namespace are not seen". It is empty if no such
+	// reason is known.
+	Partial string
+
+	groups groups
+}
+
+// Of returns the holders of the socket with this inode, by PID and descriptor.
+// A socket has several after fork(2), dup(2), or when it was passed on (unix(7),
+// SCM_RIGHTS). Those of two sockets that share the inode come one after the other, see
+// [Found.OfSocket]. The slice is part of what was found and not to be changed; a call
+// allocates nothing.
+func (f *Found) Of(inode uint32) []Holder { return f.groups.of(inode) }
+
+// OfSocket is Of for a caller that knows the cookie as well: the kernel numbers
+// inodes anew after four billion, and two sockets can come to have the same one. Where the
+// search did not tell cookies, or none is this one, it is the same as Of: the cookie that the socket
+// table gives for a Multipath TCP connection is not that of the socket which is held.
+func (f *Found) OfSocket(inode uint32, cookie uint64) []Holder {
+	return f.groups.ofSocket(inode, cookie)
 }
 
 // Find looks for the holders of the sockets with these inodes. Inode 0, which
@@ -64,16 +95,9 @@ type Found struct {
 // the last one may hold the socket too. The error is that ctx is done or /proc
 // cannot be read; what single processes refuse is counted and no error.
 func Find(ctx context.Context, inodes ...uint32) (Found, error) {
-	wanted := make(map[uint32]bool, len(inodes))
-	for _, i := range inodes {
-		if i != 0 {
-			wanted[i] = true
-		}
-	}
-	if len(wanted) == 0 {
-		return Found{Holders: map[uint32][]Holder{}}, nil
-	}
-	return search(ctx, wanted)
+	var f Finder
+	defer f.Close()
+	return f.Find(ctx, inodes)
 }
 
 // ProcessOf describes a process. The error of one that does not exist wraps

@@ -29,8 +29,12 @@ func listener(t testing.TB) *os.File {
 }
 
 func inodeOf(f *os.File) uint32 {
+	return inodeOfFD(int(f.Fd()))
+}
+
+func inodeOfFD(fd int) uint32 {
 	var st unix.Stat_t
-	ok(unix.Fstat(int(f.Fd()), &st))
+	ok(unix.Fstat(fd, &st))
 	return uint32(st.Ino)
 }
 
@@ -41,7 +45,7 @@ func find(t *testing.T, inode uint32) [][2]int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pairs(found.Holders[inode])
+	return pairs(found.Of(inode))
 }
 
 func pairs(holders []Holder) (all [][2]int) {
@@ -83,10 +87,10 @@ func TestFindFollowsADescriptorThatWasPassedOn(t *testing.T) {
 func TestFindDescribesTheProcess(t *testing.T) {
 	l := listener(t)
 	found := must(Find(t.Context(), 0, inodeOf(l)))
-	if len(found.Holders) != 1 || len(found.Holders[inodeOf(l)]) != 1 {
-		t.Fatalf("got %v, want one holder of one socket", found.Holders)
+	if len(found.Of(inodeOf(l))) != 1 {
+		t.Fatalf("got %v, want one holder", found.Of(inodeOf(l)))
 	}
-	got := found.Holders[inodeOf(l)][0]
+	got := found.Of(inodeOf(l))[0]
 	me := must(user.Current())
 	want := Process{
 		PID: os.Getpid(), Start: got.Start, UID: uint32(os.Geteuid()), User: me.Username,
@@ -113,7 +117,7 @@ func TestFindDescribesTheProcess(t *testing.T) {
 func TestFindOfNothingLooksNowhere(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if found, err := Find(ctx, 0); err != nil || len(found.Holders) != 0 {
+	if found, err := Find(ctx, 0); err != nil || found.Of(0) != nil {
 		t.Errorf("got %v, %v, want nothing", found, err)
 	}
 	if _, err := Find(ctx, 1); !errors.Is(err, context.Canceled) {
@@ -127,12 +131,15 @@ func TestFindCountsProcessesItMayNotRead(t *testing.T) {
 	l := listener(t)
 	hidden := startReady(t, "hold", l)
 	searcher, out := start(t, "find", l, apart(0))
-	var found Found
+	var found struct {
+		Holders    []Holder
+		Unreadable int
+	}
 	if err := json.NewDecoder(out).Decode(&found); err != nil {
 		t.Fatal(err)
 	}
 	want := [][2]int{{searcher.Process.Pid, 3}}
-	if got := pairs(found.Holders[inodeOf(l)]); !slices.Equal(got, want) {
+	if got := pairs(found.Holders); !slices.Equal(got, want) {
 		t.Errorf("got pid and fd %v, want %v only, not %d", got, want, hidden.Process.Pid)
 	}
 	if found.Unreadable < 2 {
@@ -312,7 +319,7 @@ func BenchmarkFind(b *testing.B) {
 	inode := inodeOf(last)
 	b.ReportAllocs()
 	for b.Loop() {
-		if found, err := Find(b.Context(), inode); err != nil || len(found.Holders[inode]) == 0 {
+		if found, err := Find(b.Context(), inode); err != nil || len(found.Of(inode)) == 0 {
 			b.Fatal(found, err)
 		}
 	}

@@ -7,15 +7,24 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 )
 
 func unsupported(what string) error {
 	return fmt.Errorf("%s: needs Linux's /proc, not there on %s: %w", what, runtime.GOOS, errors.ErrUnsupported)
 }
 
-func search(context.Context, map[uint32]bool) (Found, error) {
-	return Found{}, unsupported("find the holders of sockets")
+type finder struct{}
+
+func (*finder) search(context.Context, *groups, []uint32) ([]table, int, error) {
+	return nil, 0, unsupported("look at processes")
 }
+
+func (*finder) knowsCookies() bool { return false }
+
+func (*finder) unseen() string { return "" }
+
+func (*finder) close() {}
 
 func processOf(pid int) (Process, error) {
 	return Process{}, unsupported(fmt.Sprintf("describe process %d", pid))
@@ -28,3 +37,17 @@ func alive(Process) bool { return true }
 func wait(context.Context, Process) error { return unsupported("watch a process") }
 
 func view() (string, error) { return "", unsupported("read the boot and the namespaces") }
+
+func (*finder) cgroup(uint64) (Cgroup, bool) { return Cgroup{}, false }
+
+func cgroupOf(int) (Cgroup, error) { return Cgroup{}, unsupported("find the cgroup of a process") }
+
+func ancestors(int) ([]Process, error) { return nil, unsupported("find the ancestors of a process") }
+
+func commandLine(int) ([]string, error) { return nil, unsupported("read a command line") }
+
+func started(Process) (time.Time, error) {
+	return time.Time{}, unsupported("find when a process started")
+}
+
+func open(Holder) (int, error) { return -1, unsupported("open another process's descriptor") }

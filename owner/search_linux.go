@@ -1,238 +1,264 @@
 package owner
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
-	"sync"
-	"sync/atomic"
-	"unsafe"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// searchThreads is how many threads read /proc. It is spent in the kernel,
-// where more of them wait for each other.
-const searchThreads = 2
+// finder is what a [Finder] keeps between searches.
+type finder struct {
+	cgroups
+	layout *layout
+	walker *walker  // nil until it is needed
+	inodes []uint32 // what the program of the walker is for; nil for all sockets
+	// refused is why there is no walker and /proc is read.
+	refused error
+	users   map[uint32]string
+	looked  bool   // at what follows
+	own     error  // unless /proc shows the PID namespace of this process
+	partial string // see Found.Partial
+}
 
-// search finds the holders of the wanted sockets.
-func search(ctx context.Context, wanted map[uint32]bool) (Found, error) {
-	pids, err := processes()
-	if err != nil {
-		return Found{}, fmt.Errorf("find the holders of sockets: %w", err)
+// search finds the sockets that processes hold, in one of two ways: a BPF program that
+// walks through the tables of descriptors in the kernel, where that is allowed, and
+// otherwise by reading /proc.
+func (f *finder) search(ctx context.Context, wanted *groups, inodes []uint32) ([]table, int, error) {
+	if !f.looked {
+		f.own, f.partial, f.looked = ownProc(), unseen(), true
+		if f.own != nil {
+			f.partial = "/proc shows another PID namespace than that of this process"
+		}
 	}
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	var searchers [searchThreads]*searcher
-	for i := range searchers {
-		s := &searcher{wanted: wanted}
-		searchers[i] = s
-		wg.Go(func() {
-			for i := next.Add(1) - 1; i < int64(len(pids)) && ctx.Err() == nil; i = next.Add(1) - 1 {
-				s.process(pids[i])
-			}
-		})
-	}
-	wg.Wait()
 	if err := ctx.Err(); err != nil {
-		return Found{}, fmt.Errorf("find the holders of sockets: %w", err)
+		return nil, 0, err
 	}
-	return merge(searchers[:]), nil
-}
-
-// processes lists /proc.
-func processes() ([]int, error) {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil, err
+	if f.refused == nil {
+		f.refused = f.own // what the program finds could not be looked up in /proc
 	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for _, n := range names {
-		if pid, err := strconv.Atoi(n); err == nil {
-			pids = append(pids, pid)
+	if f.refused == nil {
+		tables, hidden, err := f.walk(ctx, wanted, inodes)
+		if err == nil || ctx.Err() != nil {
+			return f.named(tables), hidden, err
 		}
+		f.close()
+		f.refused = err
 	}
-	if len(pids) == 0 {
-		return nil, errors.New("no processes in /proc: is it mounted?")
-	}
-	return pids, nil
+	tables, unreadable, err := readProc(ctx, wanted, f.own == nil)
+	return f.named(tables), unreadable, err
 }
 
-func merge(searchers []*searcher) Found {
-	f := Found{Holders: map[uint32][]Holder{}}
-	users := map[uint32]string{}
-	for _, s := range searchers {
-		f.Unreadable += s.unreadable
-		for _, m := range s.matches {
-			name, ok := users[m.UID]
-			if !ok {
-				name = userName(m.UID)
-				users[m.UID] = name
+func (f *finder) knowsCookies() bool { return f.refused == nil }
+
+func (f *finder) unseen() string { return f.partial }
+
+func (f *finder) close() {
+	if f.walker != nil {
+		f.walker.close()
+		f.walker = nil
+	}
+}
+
+// named fills in the names of users.
+func (f *finder) named(tables []table) []table {
+	if f.users == nil {
+		f.users = map[uint32]string{}
+	}
+	for i := range tables {
+		uid := tables[i].UID
+		name, ok := f.users[uid]
+		if !ok {
+			name = userName(uid)
+			f.users[uid] = name
+		}
+		tables[i].User = name
+	}
+	return tables
+}
+
+const (
+	// inProgram is how many inodes are made part of the program at most. The other
+	// sockets then cost a quarter.
+	inProgram = 32
+	// spare is for how many sockets there is room beyond those that are looked for.
+	spare = 1024
+)
+
+// walk searches by the program.
+func (f *finder) walk(ctx context.Context, wanted *groups, inodes []uint32) (tables []table, hidden int, err error) {
+	var few []uint32
+	if len(inodes) <= inProgram {
+		few = slices.Sorted(slices.Values(inodes))
+	}
+	if f.walker != nil && !slices.Equal(few, f.inodes) {
+		f.close()
+	}
+	started, err := ticks()
+	if err != nil {
+		return nil, 0, err
+	}
+	records, want := []record(nil), len(inodes)+len(inodes)/4
+	for tries := 0; ; tries++ {
+		if f.walker == nil {
+			if err := f.load(few, want+spare); err != nil {
+				return nil, 0, err
 			}
-			m.User = name
-			f.Holders[m.inode] = append(f.Holders[m.inode], m.Holder)
 		}
+		if records, want, err = f.walker.walk(ctx); err != nil {
+			return nil, 0, err
+		}
+		if want <= len(records) {
+			break
+		}
+		if tries == 5 {
+			return nil, 0, errors.New("the sockets grow in number faster than they are read")
+		}
+		f.close()
+		want += want / 4
 	}
-	for _, holders := range f.Holders {
-		slices.SortFunc(holders, func(a, b Holder) int {
-			return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.FD, b.FD))
-		})
-	}
-	return f
+	tables, hidden = tablesOf(records, wanted, started)
+	return tables, hidden, nil
 }
 
-// searcher is the work of one thread: it reads one process after the other
-// into the same buffers.
-type searcher struct {
-	wanted     map[uint32]bool
-	matches    []match
-	unreadable int
-	entries    [32 << 10]byte // of getdents64(2)
-	link       [64]byte       // of readlinkat(2); "socket:[4294967295]" and more fit
-}
-
-type match struct {
-	inode uint32
-	Holder
-}
-
-// process adds what the process holds. One that ends meanwhile holds nothing.
-func (s *searcher) process(pid int) {
-	dir, err := openProcess(pid)
-	if err != nil {
-		return
+func (f *finder) load(inodes []uint32, capacity int) error {
+	if f.layout == nil {
+		l, err := readLayout("/sys/kernel/btf/vmlinux")
+		if err != nil {
+			return err
+		}
+		f.layout = &l
 	}
-	defer unix.Close(dir)
-	first := len(s.matches)
-	err = s.descriptors(dir)
-	if denied(err) && mayHoldSockets(dir) {
-		s.unreadable++
-	}
-	if len(s.matches) == first {
-		return
-	}
-	p, err := describe(dir, pid)
-	if err != nil {
-		s.matches = s.matches[:first]
-		return
-	}
-	for i := first; i < len(s.matches); i++ {
-		s.matches[i].Process = p
-	}
-}
-
-func denied(err error) bool { return errors.Is(err, fs.ErrPermission) }
-
-// mayHoldSockets tells a process from kernel threads and from what is left of
-// processes that have ended: both are root's, and have no descriptors. One whose
-// stat is hidden as well (proc(5), hidepid=1) may be anything.
-func mayHoldSockets(dir int) bool {
-	st, err := readStat(dir)
-	return denied(err) || err == nil && !st.ended() && st.flags&kernelThread == 0
-}
-
-// descriptors adds a match without its process for every wanted socket in
-// /proc/PID/fd. The error is the first that kept it from reading on.
-func (s *searcher) descriptors(dir int) error {
-	fds, err := unix.Openat(dir, "fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	w, err := newWalker(*f.layout, inodes, capacity)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fds)
-	for {
-		n, err := unix.Getdents(fds, s.entries[:])
-		if err == unix.EINTR {
+	f.walker, f.inodes = w, inodes
+	return nil
+}
+
+// tablesOf makes tables of the records of a walk that began at the given time. It
+// counts the processes among them that /proc hides.
+func tablesOf(records []record, wanted *groups, began uint64) (tables []table, hidden int) {
+	all := make([]descriptor, 0, len(records)) // of which the tables are parts
+	type key struct {
+		pid   uint32
+		files uint64
+	}
+	seen := map[key]bool{} // tables of threads other than the first, which several may share
+	for n := 0; len(records) > 0; records = records[n:] {
+		head := records[0]
+		for n = 1; n < len(records) && records[n].thread == head.thread; n++ {
+		}
+		if head.pid == 0 { // it ended meanwhile
 			continue
 		}
-		if err != nil || n <= 0 {
-			return err
+		t := table{}
+		if head.thread != head.pid {
+			if seen[key{head.pid, head.files}] {
+				continue
+			}
+			seen[key{head.pid, head.files}] = true
+			t.thread = int(head.thread)
 		}
-		for b := s.entries[:n]; len(b) > 0; {
-			var name []byte
-			if name, b = nextName(b); name == nil {
-				return nil
+		if head.inode == 0 {
+			t.sockets = lookAgain(int(head.pid), t.thread, wanted)
+		} else {
+			first := len(all)
+			for _, r := range records[:n] {
+				if wanted.wants(r.inode) {
+					all = append(all, descriptor{r.inode, r.fd, r.cookie})
+				}
 			}
-			fd, ok := number(name[:len(name)-1])
-			if !ok {
-				continue // "." and ".."
+			t.sockets = all[first:len(all):len(all)]
+		}
+		if len(t.sockets) == 0 {
+			continue
+		}
+		var err error
+		if last := len(tables) - 1; last >= 0 && tables[last].PID == int(head.pid) {
+			t.Process = tables[last].Process
+		} else if t.Process, err = describeSince(int(head.pid), began); err != nil {
+			if errors.Is(unix.Kill(int(head.pid), 0), unix.EPERM) {
+				hidden++ // it runs, but /proc is mounted with hidepid
 			}
-			inode, err := s.socket(fds, name)
-			if denied(err) {
-				return err // the same for all of them
-			}
-			if err == nil && s.wanted[inode] {
-				s.matches = append(s.matches, match{inode, Holder{FD: int(fd)}})
-			}
+			continue
+		}
+		tables = append(tables, t)
+	}
+	return tables, hidden
+}
+
+// lookAgain reads the sockets of one table from /proc. A process that ended holds none.
+func lookAgain(pid, thread int, wanted *groups) []descriptor {
+	dir, err := openProcess(pid)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(dir)
+	path := "fd"
+	if thread != 0 {
+		path = "task/" + strconv.Itoa(thread) + "/fd"
+	}
+	r := &reader{wanted: wanted}
+	if r.descriptors(dir, path, thread); len(r.tables) == 0 {
+		return nil
+	}
+	return r.tables[0].sockets
+}
+
+// describeSince describes a process that ran at the given time. A later one of the same PID is
+// none.
+func describeSince(pid int, time uint64) (Process, error) {
+	dir, err := openProcess(pid)
+	if err != nil {
+		return Process{}, err
+	}
+	defer unix.Close(dir)
+	p, err := describe(dir, pid)
+	if err == nil && p.Start > time {
+		err = fs.ErrNotExist
+	}
+	return p, err
+}
+
+// ticksPerSecond is the unit of times in /proc/PID/stat, USER_HZ: 100 on amd64, arm64
+// and all others that Go knows.
+const ticksPerSecond = 100
+
+// ticks is the time since the machine started, as [Process].Start counts it.
+func ticks() (uint64, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0, err
+	}
+	return uint64(t.Nano()) / (1e9 / ticksPerSecond), nil
+}
+
+// unseen says why there can be processes that /proc does not show.
+func unseen() string {
+	// The number of the first PID namespace is the same on every machine:
+	// PID_NS_INIT_INO of linux/nsfs.h.
+	if ns, err := namespace("pid"); err == nil && ns != "4026531836" {
+		return "processes outside this PID namespace are not seen"
+	}
+	mounts, err := readFile(unix.AT_FDCWD, "/proc/self/mountinfo")
+	if err != nil || os.Geteuid() == 0 {
+		return ""
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == "/proc" && hidesProcesses.MatchString(fields[len(fields)-1]) {
+			return "/proc hides the processes of other users (hidepid)"
 		}
 	}
+	return ""
 }
 
-// nextName takes the first struct linux_dirent64 off b (getdents64(2)): inode
-// and offset of 8 bytes each, length of the entry, type, and the name, which is
-// returned with the NUL at its end. It is nil if there is none.
-func nextName(b []byte) (name, rest []byte) {
-	const nameAt = 19
-	if len(b) < nameAt {
-		return nil, nil
-	}
-	size := int(binary.NativeEndian.Uint16(b[16:]))
-	if size < nameAt || size > len(b) {
-		return nil, nil
-	}
-	end := bytes.IndexByte(b[nameAt:size], 0)
-	if end < 0 {
-		return nil, nil
-	}
-	return b[nameAt : nameAt+end+1], b[size:]
-}
-
-// socket reads the link of a descriptor and returns the inode of a socket, 0
-// for what is none. unix.Readlinkat would copy the name twice for each.
-func (s *searcher) socket(dir int, nameNUL []byte) (inode uint32, err error) {
-	n, _, errno := unix.Syscall6(unix.SYS_READLINKAT, uintptr(dir), uintptr(unsafe.Pointer(&nameNUL[0])),
-		uintptr(unsafe.Pointer(&s.link[0])), uintptr(len(s.link)), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return socketInode(s.link[:n]), nil
-}
-
-// socketInode reads "socket:[123]". Anything else is 0.
-func socketInode(link []byte) uint32 {
-	rest, ok := bytes.CutPrefix(link, []byte("socket:["))
-	if !ok || len(rest) == 0 || rest[len(rest)-1] != ']' {
-		return 0
-	}
-	n, _ := number(rest[:len(rest)-1])
-	return n
-}
-
-// number reads decimal digits up to 4294967295, without allocating.
-func number(b []byte) (n uint32, ok bool) {
-	if len(b) == 0 || len(b) > 10 {
-		return 0, false
-	}
-	var v uint64
-	for _, c := range b {
-		if c < '0' || c > '9' {
-			return 0, false
-		}
-		v = v*10 + uint64(c-'0')
-	}
-	if v > 1<<32-1 {
-		return 0, false
-	}
-	return uint32(v), true
-}
+// hidesProcesses matches the mount options of proc(5) with which it does.
+var hidesProcesses = regexp.MustCompile(`\bhidepid=(2|4|invisible|ptraceable)\b`)

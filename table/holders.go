@@ -17,12 +17,6 @@ import (
 	"github.com/fivetuple/fivetuple/sockdiag"
 )
 
-// Row is a socket and the processes that hold it.
-type Row struct {
-	sockdiag.Socket
-	Owners []owner.Holder
-}
-
 // Held is what holds an address and port.
 type Held struct {
 	Rows []Row
@@ -115,7 +109,7 @@ func join(ctx context.Context, groups ...[]sockdiag.Socket) ([]Held, error) {
 	for i, sockets := range groups {
 		held[i].Unreadable = found.Unreadable
 		for _, s := range sockets {
-			held[i].Rows = append(held[i].Rows, Row{s, found.Holders[s.Inode]})
+			held[i].Rows = append(held[i].Rows, Row{Socket: s, Owners: found.Of(s.Inode)})
 		}
 	}
 	return held, nil

@@ -69,3 +69,8 @@ func IsEphemeral(port uint16) (bool, error) {
 	ephemeral, err := ephemeralPorts()
 	return ephemeral.Contains(port) && !reserved.has(port), err
 }
+
+// EphemeralRange returns the ports that the kernel gives to outgoing connections
+// (ip_local_port_range, ip(7)), the reserved ones among them. Elsewhere than on
+// Linux it is empty.
+func EphemeralRange() (fivetuple.PortRange, error) { return ephemeralPorts() }

@@ -1,0 +1,266 @@
+package table
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/filter"
+	"github.com/fivetuple/fivetuple/netns"
+	"github.com/fivetuple/fivetuple/owner"
+	"github.com/fivetuple/fivetuple/sockdiag"
+	"github.com/fivetuple/fivetuple/sockopt"
+)
+
+// Query says what of the socket table is wanted. The zero value is every
+// socket of this network namespace, without owners.
+type Query struct {
+	// Filter chooses sockets; nil takes all. As much of it as can be runs in
+	// the kernel.
+	Filter *filter.Filter
+	// Protocols and States narrow the filter further, as in [sockdiag.Query].
+	Protocols []fivetuple.Network
+	States    sockdiag.States
+	// Details to read beyond those that the filter looks at.
+	Details sockdiag.Details
+	// Owners asks for the processes that hold the sockets, and their units and
+	// containers.
+	Owners bool
+	// Peers asks who holds the other end of connections within the machine.
+	Peers bool
+	// Rates asks to compare with what the [Reader] read before.
+	Rates bool
+	// Namespaces to read, from [netns.All]. None means the one of this process.
+	Namespaces []netns.Namespace
+}
+
+// Table is what was read.
+type Table struct {
+	Rows []Row
+	// Unreadable is how many processes could not be looked into for lack of
+	// permission: one of them may be an owner that Rows lacks.
+	Unreadable int
+	// Partial says why there may be processes that the search for owners did
+	// not even see; empty if all were seen.
+	Partial string
+
+	here  uint64 // this process's network namespace
+	infos []sockopt.TCPInfo
+}
+
+// Reader reads the table again and again and keeps what does not change
+// between. The zero value is ready. It is used by one goroutine at a time.
+type Reader struct {
+	finder owner.Finder
+	groups map[owner.Process]owner.Cgroup
+	before map[ID]sample // of the last time that rates were asked for
+}
+
+// Read reads the table once. See [Reader.Read].
+func Read(ctx context.Context, q Query) (*Table, error) {
+	var r Reader
+	defer r.Close()
+	return r.Read(ctx, q)
+}
+
+// Close gives back what the reader holds. It may be used again after.
+func (r *Reader) Close() error { return r.finder.Close() }
+
+// Read returns the sockets that a query asks for, in the kernel's order. The
+// kernel takes no snapshot: a socket that changes its state meanwhile may be
+// missing, but is not listed twice.
+func (r *Reader) Read(ctx context.Context, q Query) (*Table, error) {
+	p := q.plan()
+	t := &Table{}
+	here, err := netns.Current()
+	if err == nil {
+		t.here = here.ID
+	}
+	namespaces := q.Namespaces
+	if len(namespaces) == 0 {
+		namespaces = []netns.Namespace{here}
+	}
+	for i := range namespaces {
+		ns := &namespaces[i]
+		read := func() error { return t.dump(ctx, p, ns) }
+		if ns.ID == t.here {
+			err = read()
+		} else {
+			err = ns.Do(read)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if p.owners {
+		if err := r.join(ctx, t); err != nil {
+			return nil, err
+		}
+	}
+	if q.Peers {
+		if err := r.peers(ctx, q, t); err != nil {
+			return nil, err
+		}
+	}
+	if p.rates {
+		r.rates(t)
+	}
+	if p.late {
+		t.Rows = slices.DeleteFunc(t.Rows, func(row Row) bool { return !p.match.Match(&row) })
+	}
+	return t, nil
+}
+
+// Each calls each with the rows of a query as the kernel gives them, and keeps
+// none, until it returns false. Owners and peers are not looked for, and the
+// error of a filter that asks for them wraps [errors.ErrUnsupported].
+func Each(ctx context.Context, q Query, each func(*Row) bool) error {
+	p := q.plan()
+	if p.owners || q.Peers || len(q.Namespaces) > 0 {
+		return fmt.Errorf("read the socket table row by row: owners, peers and namespaces need the whole: %w", errors.ErrUnsupported)
+	}
+	here, _ := netns.Current()
+	if p.none {
+		return nil
+	}
+	row := Row{Namespace: &here}
+	for s, err := range sockdiag.Dump(ctx, p.query) {
+		if err != nil {
+			return err
+		}
+		row.Socket = s
+		if p.match.Match(&row) && !each(&row) {
+			break
+		}
+	}
+	return nil
+}
+
+// plan is how a query is carried out.
+type plan struct {
+	query  sockdiag.Query
+	match  filter.SocketPlan
+	none   bool // nothing can match
+	owners bool // the rows need them, or the filter does
+	rates  bool // or it asks for those
+	late   bool // the filter must wait for owners, peers or rates
+}
+
+func (q Query) plan() plan {
+	p := plan{match: q.Filter.Sockets(), owners: q.Owners}
+	p.none = p.match.Never
+	p.query = sockdiag.Query{
+		Protocols: q.Protocols,
+		States:    q.States,
+		Program:   p.match.Program,
+		Details:   q.Details,
+	}
+	if p.match.Protocols != nil {
+		p.query.Protocols = common(q.Protocols, p.match.Protocols)
+		p.none = p.none || len(p.query.Protocols) == 0
+	}
+	if states := sockdiag.States(p.match.States); states != 0 {
+		p.query.States = states
+		if q.States != 0 {
+			p.query.States = (states | sockdiag.Listening&^sockdiag.ListeningOrBound) & q.States
+			p.none = p.none || p.query.States == 0
+		}
+	}
+	for f, d := range filterDetails {
+		if q.Filter.Uses(f) {
+			p.query.Details |= d
+		}
+	}
+	for _, f := range []filter.Field{filter.FieldPID, filter.FieldCommand, filter.FieldUnit, filter.FieldContainer} {
+		if q.Filter.Uses(f) {
+			p.owners, p.late = true, true
+		}
+	}
+	if q.Filter.Uses(filter.FieldPeerName) {
+		p.late = true
+	}
+	if q.Filter.Uses(filter.FieldRate) || q.Filter.Uses(filter.FieldAge) {
+		p.late = true
+	}
+	if p.rates = q.Rates; p.rates {
+		p.query.Details |= sockdiag.WithInfo
+	}
+	if p.owners {
+		p.query.Details |= sockdiag.WithCgroup
+	}
+	return p
+}
+
+// filterDetails are what a filter's terms need of the kernel.
+var filterDetails = map[filter.Field]sockdiag.Details{
+	filter.FieldRTT:      sockdiag.WithInfo,
+	filter.FieldRetrans:  sockdiag.WithInfo,
+	filter.FieldCwnd:     sockdiag.WithInfo,
+	filter.FieldSent:     sockdiag.WithInfo,
+	filter.FieldReceived: sockdiag.WithInfo,
+	filter.FieldDrops:    sockdiag.WithMemory,
+	filter.FieldMark:     sockdiag.WithMark,
+	filter.FieldCgroup:   sockdiag.WithCgroup,
+}
+
+// common returns what is in both lists; the empty first one means all.
+func common(some, others []fivetuple.Network) []fivetuple.Network {
+	if len(some) == 0 {
+		return others
+	}
+	return slices.DeleteFunc(slices.Clone(some), func(n fivetuple.Network) bool { return !slices.Contains(others, n) })
+}
+
+// readTries is how often an interrupted dump is made before giving up.
+const readTries = 5
+
+// dump adds the sockets of the namespace that the calling thread is in.
+func (t *Table) dump(ctx context.Context, p plan, ns *netns.Namespace) error {
+	if p.none {
+		return nil
+	}
+	first := len(t.Rows)
+	var err error
+	for range readTries {
+		t.Rows = t.Rows[:first]
+		if err = t.dumpOnce(ctx, p, ns); !errors.Is(err, sockdiag.ErrInterrupted) {
+			break
+		}
+	}
+	return err
+}
+
+func (t *Table) dumpOnce(ctx context.Context, p plan, ns *netns.Namespace) error {
+	// A socket is listed twice if it begins to listen, or to connect, between
+	// the parts of the table that the kernel goes through: once in CLOSE or LISTEN.
+	early := map[uint64]bool{}
+	row := Row{Namespace: ns}
+	for s, err := range sockdiag.Dump(ctx, p.query) {
+		if err != nil {
+			return err
+		}
+		if row.Socket = s; !p.late && !p.match.Match(&row) || early[s.Cookie] {
+			continue
+		}
+		if s.Cookie != 0 && (s.State == fivetuple.StateClose || s.State == fivetuple.StateListen) {
+			early[s.Cookie] = true
+		}
+		t.Rows = append(t.Rows, row)
+		t.keepInfo(&t.Rows[len(t.Rows)-1])
+	}
+	return nil
+}
+
+// keepInfo copies TCP_INFO, which the dump overwrites, to where many fit.
+func (t *Table) keepInfo(row *Row) {
+	if row.Info == nil {
+		return
+	}
+	if len(t.infos) == cap(t.infos) {
+		t.infos = make([]sockopt.TCPInfo, 0, 256)
+	}
+	t.infos = append(t.infos, *row.Info)
+	row.Info = &t.infos[len(t.infos)-1]
+}
