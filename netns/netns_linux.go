@@ -59,7 +59,7 @@ func addMounts(found map[uint64]Namespace) error {
 			continue
 		}
 		n := Namespace{ID: id, Path: path, Name: nameOf(path)}
-		if old, ok := found[id]; !ok || old.Name == "" || n.Name != "" && n.Name < old.Name {
+		if old, ok := found[id]; !ok || n.Name != "" && (old.Name == "" || n.Name < old.Name) {
 			found[id] = n
 		}
 	}

@@ -118,6 +118,13 @@ func TestAllFindsNamesAndMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir+"/covered", 0) })
+	if err := os.WriteFile(dir+"/covered/at", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var plain unix.Stat_t // a file that has a number too
+	if err := unix.Stat(dir+"/covered/at", &plain); err != nil {
+		t.Fatal(err)
+	}
 
 	all := list(t)
 	for _, c := range []struct {
@@ -131,6 +138,9 @@ func TestAllFindsNamesAndMounts(t *testing.T) {
 		if got := all[c.want.ID]; got != c.want {
 			t.Errorf("got %+v, want %+v", got, c.want)
 		}
+	}
+	if n, ok := all[plain.Ino]; ok {
+		t.Errorf("got %+v, which is a plain file", n)
 	}
 	for _, h := range []*lab.Host{covered, below} {
 		if n, ok := all[inside(t, h).ID]; ok {

@@ -88,8 +88,8 @@ var ErrInterrupted = errors.New("the socket table changed while it was read")
 
 // Dump reads the table, one socket at a time as the kernel sends them; it
 // keeps none and allocates nothing for an IP socket. Info is valid until the
-// next one. An error ends the sequence: ctx is done, a protocol cannot be
-// listed, the kernel refuses the Program, or [ErrInterrupted], after the last
+// next one. An error ends the sequence: ctx is done, none of the
+// protocols can be listed, the kernel refuses the Program, or [ErrInterrupted], after the last
 // socket: who keeps what was read should read all of it again, as [List] does.
 //
 // The kernel takes no snapshot: a socket that changes its state during the

@@ -2,6 +2,7 @@ package sockdiag
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"iter"
 	"net"
@@ -89,6 +90,21 @@ func TestDestroyedTellsTheEndOfSockets(t *testing.T) {
 	}
 	cancel()
 	for range c {
+	}
+}
+
+func TestTheInfoOfAnEventIsKept(t *testing.T) {
+	d := &decoder{details: WithInfo, zones: zoneNames{1: "lo"}}
+	var events [2]Socket
+	for i := range events {
+		info := make([]byte, 280)
+		binary.NativeEndian.PutUint32(info[68:], uint32(i+1)) // tcpi_rtt, µs
+		ok(d.event(&events[i], append(inetBody(), attribute(inetDiagInfo, info)...)))
+	}
+	for i, s := range events {
+		if want := time.Duration(i+1) * time.Microsecond; s.Info.RTT != want {
+			t.Errorf("event %d: got round trip %v, want %v", i, s.Info.RTT, want)
+		}
 	}
 }
 

@@ -13,7 +13,7 @@
 // kernel. Raw and packet sockets are read from /proc/net where the kernel was
 // built without their diagnostics, ping sockets always. On other systems every
 // call fails with an error wrapping [errors.ErrUnsupported], and so it does
-// where the kernel was built without the diagnostics of a protocol asked for.
+// where the kernel can list none of the protocols asked for.
 //
 // A Multipath TCP socket is listed once, as MPTCP, when both MPTCP and TCP are
 // asked for. Its subflows, TCP sockets with the inode that its process holds,
