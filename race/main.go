@@ -23,25 +23,35 @@ type race struct {
 	name, what string
 	ours       contender
 	theirs     []contender
-	target     float64 // what our median may be of theirs, at most
 }
 
-// contender does the work once and returns what it found, to be compared.
+// contender does the work once. What it printed is read after the time was
+// taken, for what it found, to be compared.
 type contender struct {
-	name string
-	run  func() (result string, err error)
+	name   string
+	run    func() (printed []byte, err error)
+	found  func(printed []byte) (string, error) // nil: nothing to compare
+	target float64                              // what our median may be of this one's, at most; 0 for none
+	over   time.Duration                        // or how much longer it may be
 }
 
 func main() {
 	ft := flag.String("ft", "../ft", "the ft to measure")
+	sockets := flag.Int("sockets", 100_000, "how many sockets the races of the socket table hold")
+	hold := flag.Int("hold", 0, "hold so many sockets, and do nothing else")
 	rounds := flag.Int("rounds", 5, "how many rounds")
 	flag.Parse()
+	if *hold > 0 {
+		err := holdSockets(*hold)
+		fmt.Fprintln(os.Stderr, "hold sockets:", err)
+		os.Exit(1)
+	}
 	path, err := filepath.Abs(*ft)
 	if err == nil {
 		err = enterNamespace()
 	}
 	if err == nil {
-		err = runAll(path, flag.Arg(0), *rounds)
+		err = runAll(path, flag.Arg(0), *rounds, *sockets)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "race:", err)
@@ -49,22 +59,39 @@ func main() {
 	}
 }
 
-func runAll(ft, only string, rounds int) error {
-	races, err := scanRaces(ft)
-	if err != nil {
-		return err
-	}
+func runAll(ft, only string, rounds, sockets int) error {
 	ran := false
-	for _, r := range races {
-		if only == "" || only == r.name {
-			ran = true
-			if err := r.run(rounds); err != nil {
-				return fmt.Errorf("%s: %w", r.name, err)
-			}
+	for _, group := range []struct {
+		name  string
+		races func() ([]race, func(), error)
+	}{
+		{"scan", func() ([]race, func(), error) { return scanRaces(ft) }},
+		{"ls", func() ([]race, func(), error) { return lsRaces(ft, sockets) }},
+	} {
+		if only != "" && only != group.name {
+			continue
+		}
+		ran = true
+		if err := runGroup(group.races, rounds); err != nil {
+			return fmt.Errorf("%s: %w", group.name, err)
 		}
 	}
 	if !ran {
 		return fmt.Errorf("there is no race %q", only)
+	}
+	return nil
+}
+
+func runGroup(prepare func() ([]race, func(), error), rounds int) error {
+	races, done, err := prepare()
+	if err != nil {
+		return err
+	}
+	defer done()
+	for _, r := range races {
+		if err := r.run(rounds); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
 	}
 	return nil
 }
@@ -77,16 +104,22 @@ func (r race) run(rounds int) error {
 	for round := range rounds + 1 { // the first warms up and is not counted
 		for i, c := range all {
 			began := time.Now()
-			got, err := c.run()
+			printed, err := c.run()
 			took := time.Since(began)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
-			if round == 0 && i == 0 {
-				want = got
-			}
-			if got == "" || got != want {
-				return fmt.Errorf("%s found %q where %s found %q", c.name, got, all[0].name, want)
+			if c.found != nil && round < 2 { // what is counted may be the second
+				got, err := c.found(printed)
+				if err != nil {
+					return fmt.Errorf("%s: %w", c.name, err)
+				}
+				if want == "" {
+					want = got
+				}
+				if got == "" || got != want {
+					return fmt.Errorf("%s found %.200q where %s found %.200q", c.name, got, all[0].name, want)
+				}
 			}
 			if round > 0 {
 				times[i] = append(times[i], took)
@@ -94,17 +127,26 @@ func (r race) run(rounds int) error {
 		}
 	}
 	ours := median(times[0])
-	fmt.Printf("  %-12s %10v\n", r.ours.name, ours.Round(time.Microsecond))
+	fmt.Printf("  %-24s %10v\n", r.ours.name, ours.Round(time.Microsecond))
 	for i, c := range r.theirs {
 		theirs := median(times[i+1])
-		ratio := float64(ours) / float64(theirs)
-		verdict := "met"
-		if ratio > r.target {
-			verdict = "MISSED"
-		}
-		fmt.Printf("  %-12s %10v  ratio %.2f, target %.2f: %s\n", c.name, theirs.Round(time.Microsecond), ratio, r.target, verdict)
+		fmt.Printf("  %-24s %10v  %s\n", c.name, theirs.Round(time.Microsecond), c.verdict(ours, theirs))
 	}
 	return nil
+}
+
+// verdict compares our median with this one's.
+func (c contender) verdict(ours, theirs time.Duration) string {
+	met := map[bool]string{true: "met", false: "MISSED"}
+	if c.over > 0 {
+		more := ours - theirs
+		return fmt.Sprintf("%v more, target %v: %s", more.Round(time.Microsecond), c.over, met[more <= c.over])
+	}
+	ratio := float64(ours) / float64(theirs)
+	if c.target == 0 {
+		return fmt.Sprintf("ratio %.2f", ratio)
+	}
+	return fmt.Sprintf("ratio %.2f, target %.2f: %s", ratio, c.target, met[ratio <= c.target])
 }
 
 func median(d []time.Duration) time.Duration {

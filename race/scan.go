@@ -15,47 +15,62 @@ import (
 // scanRaces scans all ports of loopback, where ten listen, against nmap.
 // Netcat is no contender: `nc -z` connects to itself on a few ephemeral ports at
 // each run and reports them open.
-func scanRaces(ft string) ([]race, error) {
+func scanRaces(ft string) ([]race, func(), error) {
 	for range 10 {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 		if err == nil {
 			err = syscall.Listen(fd, 128) // on a port of the kernel's choice, until the program ends
 		}
 		if err != nil {
-			return nil, fmt.Errorf("listen: %w", err)
+			return nil, nil, fmt.Errorf("listen: %w", err)
 		}
 	}
 	return []race{{
 		name: "scan", what: "all 65,535 TCP ports of 127.0.0.1, 10 of them open, by connect(2)",
-		ours: contender{"ft scan", func() (string, error) {
-			return ports(exec.Command(ft, "scan", "127.0.0.1", "-p", "1-65535", "-o", "csv"), `^127\.0\.0\.1,[^,]*,(\d+),tcp,open`)
-		}},
-		theirs: []contender{
-			{"nmap -sT", func() (string, error) {
-				return ports(exec.Command("nmap", "-sT", "-n", "-Pn", "-p-", "127.0.0.1"), `^(\d+)/tcp +open`)
-			}},
+		ours: contender{
+			name:  "ft scan",
+			run:   printed("", ft, "scan", "127.0.0.1", "-p", "1-65535", "-o", "csv"),
+			found: ports(`^127\.0\.0\.1,[^,]*,(\d+),tcp,open`),
 		},
-		target: 1,
-	}}, nil
+		theirs: []contender{{
+			name:   "nmap -sT",
+			run:    printed("nmap", "nmap", "-sT", "-n", "-Pn", "-p-", "127.0.0.1"),
+			found:  ports(`^(\d+)/tcp +open`),
+			target: 1,
+		}},
+	}}, func() {}, nil
 }
 
-// ports runs a command and returns the open ports in what it prints, sorted.
-func ports(cmd *exec.Cmd, pattern string) (string, error) {
-	out, err := cmd.CombinedOutput()
-	if err != nil && cmd.ProcessState == nil {
-		return "", fmt.Errorf("%w: apt-get install nmap", err)
-	}
-	if err != nil && cmd.ProcessState.ExitCode() > 1 {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	re := regexp.MustCompile(pattern)
-	var open []int
-	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
-		if m := re.FindStringSubmatch(lines.Text()); m != nil {
-			n, _ := strconv.Atoi(m[1])
-			open = append(open, n)
+// printed runs a command, of a Debian package unless that is "", and returns
+// what it printed. Exit code 1 is no error: what was asked for is not there.
+func printed(pkg string, args ...string) func() ([]byte, error) {
+	return func() ([]byte, error) {
+		cmd := exec.Command(args[0], args[1:]...)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		switch {
+		case err != nil && cmd.ProcessState == nil:
+			return nil, fmt.Errorf("%w: apt-get install %s", err, pkg)
+		case err != nil && cmd.ProcessState.ExitCode() != 1:
+			return nil, fmt.Errorf("%w: %s", err, stderr.Bytes())
 		}
+		return out, nil
 	}
-	slices.Sort(open)
-	return strings.Trim(fmt.Sprint(open), "[]"), nil
+}
+
+// ports returns the open ports in what a scanner prints, sorted.
+func ports(pattern string) func([]byte) (string, error) {
+	re := regexp.MustCompile(pattern)
+	return func(printed []byte) (string, error) {
+		var open []int
+		for lines := bufio.NewScanner(bytes.NewReader(printed)); lines.Scan(); {
+			if m := re.FindStringSubmatch(lines.Text()); m != nil {
+				n, _ := strconv.Atoi(m[1])
+				open = append(open, n)
+			}
+		}
+		slices.Sort(open)
+		return strings.Trim(fmt.Sprint(open), "[]"), nil
+	}
 }

@@ -45,16 +45,17 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ft",
 		Short: "Everything a port and a socket can do",
-		Long:  "ft opens sockets, sees them, scans them, and keeps their history.",
-		Example: `  ft demo               see the network application play, with the kernel's view
-  ft serve              run it: echo over TCP, UDP and a Unix socket
-  ft port check 8080    is the port free, and if not, who holds it`,
+		Long: `ft opens sockets, sees them, scans them, and keeps their history. Without a
+command it lists what listens, as ft ls does.`,
+		Example: `  ft              what listens here, and which processes hold it
+  ft who 8080     all about one port
+  ft top          every socket live`,
 		Args: noArgs,
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
 			if version {
 				return a.printVersion()
 			}
-			return showHelp(c, args)
+			return a.runLs(c.Context(), nil, lsFlags{})
 		},
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -71,7 +72,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVarP(&a.format, "output", "o", formatTable, "`format` of the results: table, wide, json, ndjson or csv")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return checkFormat(a.format) }
 	root.AddCommand(
-		a.serve(), a.demo(), a.scan(), a.port(), a.history(), a.stats(), a.opts(), a.version(), completion(),
+		a.ls(), a.who(), a.top(), a.kill(), a.inspect(), a.serve(), a.demo(), a.scan(), a.port(), a.history(), a.stats(), a.opts(), a.doctor(), a.events(), a.snapshot(), a.diff(), a.version(), completion(),
 	)
 	return root
 }
