@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -59,18 +60,18 @@ func lsRaces(ft string, sockets int) ([]race, func(), error) {
 		},
 		{
 			name: "who", what: what + "who holds another port, with 3 connections",
-			ours:   contender{name: "ft who", run: printed("", ft, "who", ":"+port)},
+			ours:   contender{name: "ft who", run: printed("", ft, "who", ":"+port), found: names(fmt.Sprintf("pid %d", os.Getpid()))},
 			theirs: []contender{start},
 		},
 		{
 			name: "one port", what: what + "the sockets of another port, with 3 connections",
-			ours:   contender{name: "ft ls sport = :PORT", run: printed("", ft, "ls", "sport = :"+port)},
+			ours:   contender{name: "ft ls sport = :PORT", run: printed("", ft, "ls", "sport = :"+port), found: names(fmt.Sprintf("/%d\n", os.Getpid()))},
 			theirs: []contender{start},
 		},
 		{
 			name: "listeners", what: "what listens, among many sockets and among 100",
-			ours: contender{name: "among many", run: printed("", ft, "ls")},
-			theirs: []contender{{name: "among 100", target: 1.3, run: func() (out []byte, err error) {
+			ours: contender{name: "among many", run: printed("", ft, "ls"), found: names("tcp ")},
+			theirs: []contender{{name: "among 100", found: names("tcp "), target: 1.3, run: func() (out []byte, err error) {
 				err = few.within(func() error { out, err = printed("", ft, "ls")(); return err })
 				return out, err
 			}}},
@@ -88,6 +89,16 @@ func serveThree() (port string, err error) {
 		return "", err
 	}
 	return strconv.Itoa(to.Port), nil
+}
+
+// names finds the text in what was printed.
+func names(text string) func([]byte) (string, error) {
+	return func(printed []byte) (string, error) {
+		if !bytes.Contains(printed, []byte(text)) {
+			return "", fmt.Errorf("%q is not in what it printed: %.200q", text, printed)
+		}
+		return text, nil
+	}
 }
 
 // digest stands for a set of lines.

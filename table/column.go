@@ -21,9 +21,9 @@ type Column struct {
 	// Text appends the cell for people, nothing if there is no value; it may
 	// hold what does not print.
 	Text func(b []byte, r *Row) []byte
-	// Value appends the JSON value, null if there is none.
+	// Value appends the JSON value; where there is none that is null, "" or [].
 	Value func(b []byte, r *Row) []byte
-	// Compare orders rows by the column, rows without a value first.
+	// Compare orders rows by the column, the smallest first.
 	Compare func(a, b *Row) int
 }
 

@@ -14,7 +14,12 @@ import (
 )
 
 var columns = []Column{
-	textColumn("proto", "PROTO", "protocol", "protocol", func(b []byte, r *Row) []byte { return append(b, r.Protocol.String()...) }),
+	{
+		Name: "proto", Head: "PROTO", Doc: "protocol", Key: "protocol",
+		Text:    func(b []byte, r *Row) []byte { return append(b, r.Protocol.String()...) },
+		Value:   func(b []byte, r *Row) []byte { return appendJSONString(b, r.Protocol.String()) },
+		Compare: func(a, b *Row) int { return cmp.Compare(a.Protocol.String(), b.Protocol.String()) },
+	},
 	{
 		Name: "state", Head: "STATE", Doc: "state, as the kernel names it", Key: "state",
 		Text:    func(b []byte, r *Row) []byte { return append(b, r.State.String()...) },
@@ -39,7 +44,7 @@ var columns = []Column{
 	},
 	{
 		Name: "process", Head: "PROCESS", Doc: "the processes that hold the socket", Key: "owners", Owners: true,
-		Text:    func(b []byte, r *Row) []byte { return appendHolders(b, r.Owners) },
+		Text:    appendOwners,
 		Value:   func(b []byte, r *Row) []byte { return appendOwnersJSON(b, r.Owners) },
 		Compare: func(a, b *Row) int { return compareHolders(a.Owners, b.Owners) },
 	},
@@ -81,7 +86,7 @@ var columns = []Column{
 			b = append(b, `,"backlog":`...)
 			return append(strconv.AppendUint(b, uint64(r.SendQueue), 10), '}')
 		},
-		Compare: func(a, b *Row) int { return cmp.Compare(a.RecvQueue, b.RecvQueue) },
+		Compare: compareNumbers(func(r *Row) (uint64, bool) { return uint64(r.RecvQueue), r.State == fivetuple.StateListen }),
 	},
 	needs(sockdiag.WithMemory, numberColumn("drops", "DROPS", "packets or connections dropped for want of room", "drops",
 		func(r *Row) (uint64, bool) { return uint64(r.Memory.Drops), true })),
@@ -92,7 +97,7 @@ var columns = []Column{
 		Compare: func(a, b *Row) int { return cmp.Compare(a.Timer.Expires, b.Timer.Expires) },
 	},
 	numberColumn("uid", "UID", "user that made the socket", "uid", func(r *Row) (uint64, bool) {
-		return uint64(r.UID), r.State != fivetuple.StateTimeWait
+		return uint64(r.UID), r.UIDKnown()
 	}),
 	numberColumn("inode", "INODE", "as /proc/PID/fd shows it", "inode", func(r *Row) (uint64, bool) { return uint64(r.Inode), r.Inode != 0 }),
 	{
@@ -117,6 +122,10 @@ var columns = []Column{
 		Value:   func(b []byte, r *Row) []byte { return strconv.AppendUint(b, r.netns(), 10) },
 		Compare: func(a, b *Row) int { return cmp.Compare(a.netns(), b.netns()) },
 	},
+	numberColumn("number", "NUMBER", "IP protocol of a raw socket, EtherType of a packet socket, netlink family", "number",
+		func(r *Row) (uint64, bool) {
+			return uint64(r.Number), r.Protocol == fivetuple.Raw || r.Protocol == fivetuple.ICMP || !r.Protocol.IsInet() && !r.Protocol.IsUnix()
+		}),
 	needs(sockdiag.WithMark, numberColumn("mark", "MARK", "SO_MARK", "mark", func(r *Row) (uint64, bool) { return uint64(r.Mark), r.Mark != 0 })),
 	needs(sockdiag.WithTOS, numberColumn("tos", "TOS", "IP_TOS or IPV6_TCLASS", "tos", func(r *Row) (uint64, bool) { return uint64(max(r.TOS, r.TClass)), r.Protocol.IsInet() })),
 	needs(sockdiag.WithCongestion, textColumn("cc", "CC", "congestion control", "congestion", func(b []byte, r *Row) []byte { return append(b, r.Congestion...) })),
@@ -289,7 +298,7 @@ func appendRemote(b []byte, r *Row) []byte {
 
 // appendPeopleEnd writes "*:80" for a socket that takes IPv4 and IPv6.
 func appendPeopleEnd(b []byte, r *Row, a netip.AddrPort, end func([]byte, *Row) []byte) []byte {
-	dual := a.IsValid() && a.Addr().Is6() && a.Addr().IsUnspecified() && !r.V6Only &&
+	dual := a.IsValid() && a.Addr().Is6() && a.Addr().IsUnspecified() && !r.V6Only && r.hasPorts() &&
 		(r.State == fivetuple.StateListen || r.State == fivetuple.StateClose)
 	if !dual {
 		return end(b, r)
@@ -320,6 +329,14 @@ func compareEnds(a, b fivetuple.Address) int {
 		return x
 	}
 	return cmp.Compare(a.Name, b.Name)
+}
+
+// appendOwners writes the holders, or in parentheses why there are none.
+func appendOwners(b []byte, r *Row) []byte {
+	if len(r.Owners) == 0 && r.NoOwner != Owned && r.NoOwner != TimeWait { // which the state says
+		return append(append(append(b, '('), r.NoOwner.String()...), ')')
+	}
+	return appendHolders(b, r.Owners)
 }
 
 // appendHolders writes "nginx/123,124 sh/7": each command once, its processes behind it.
@@ -353,7 +370,7 @@ func compareHolders(a, b []owner.Holder) int {
 
 var timerNames = [...]string{"", "retransmit", "keepalive", "timewait", "probe"}
 
-// String names the timer, "" for none.
+// timerName names the timer, "" for none.
 func timerName(k sockdiag.TimerKind) string {
 	if int(k) < len(timerNames) {
 		return timerNames[k]

@@ -32,11 +32,12 @@ type Group struct {
 func Groupings() []string { return []string{"port", "process", "peer", "state"} }
 
 // Group puts the rows together by one of [Groupings], the largest groups first.
-// By port, a connection belongs to its local port if something listens there
-// or shares it, otherwise to the port it was made to.
+// By port, a connection belongs to its local port if something listens there or
+// it shares it with another, otherwise to the port it was made to. By process,
+// the rows must have been read with their owners.
 func (t *Table) Group(by string) ([]Group, error) {
 	key := map[string]func(*Row) groupKey{
-		"port": t.byPort(), "process": t.byProcess, "peer": byPeer, "state": byState,
+		"port": t.byPort(), "process": byProcess, "peer": byPeer, "state": byState,
 	}[by]
 	if key == nil {
 		return nil, fmt.Errorf("group sockets by %q: want one of %v", by, Groupings())
@@ -122,9 +123,16 @@ func (t *Table) byPort() func(*Row) groupKey {
 		port     uint16
 	}
 	serves := map[place]bool{}
-	for i := range t.Rows {
-		if r := &t.Rows[i]; r.Listens() {
-			serves[place{r.Protocol, r.netns(), r.Local.Port()}] = true
+	peers := map[place]netip.AddrPort{} // the first one met
+	for _, rows := range [][]Row{t.listeners, t.Rows} {
+		for i := range rows {
+			r := &rows[i]
+			at := place{r.Protocol, r.netns(), r.Local.Port()}
+			if first, met := peers[at]; met && first != r.Remote || r.Listens() {
+				serves[at] = true
+			} else if r.Remote.IsValid() {
+				peers[at] = r.Remote
+			}
 		}
 	}
 	return func(r *Row) groupKey {
@@ -138,9 +146,9 @@ func (t *Table) byPort() func(*Row) groupKey {
 	}
 }
 
-func (t *Table) byProcess(r *Row) groupKey {
+func byProcess(r *Row) groupKey {
 	if len(r.Owners) == 0 {
-		return groupKey{text: "(" + t.Unowned(r).String() + ")"}
+		return groupKey{text: "(" + r.NoOwner.String() + ")"}
 	}
 	return groupKey{text: fmt.Sprintf("%s/%d", r.Owners[0].Command, r.Owners[0].PID)}
 }

@@ -22,6 +22,7 @@ func (r *Reader) join(ctx context.Context, t *Table) error {
 	for i := range t.Rows {
 		row := &t.Rows[i]
 		row.Owners = found.OfSocket(row.Inode, row.Cookie)
+		row.NoOwner = t.Unowned(row)
 		row.Unit, row.Container = r.place(row)
 	}
 	return nil

@@ -48,12 +48,15 @@ func (r *Row) AppendJSON(b []byte) []byte {
 	number("inode", uint64(r.Inode))
 	key("cookie")
 	b = appendCookieJSON(b, r)
-	number("uid", uint64(r.UID))
+	if r.UIDKnown() {
+		number("uid", uint64(r.UID))
+	}
 	number("netns", r.netns())
 	if len(r.Owners) > 0 {
 		key("owners")
 		b = appendOwnersJSON(b, r.Owners)
 	}
+	text("no_owner", r.NoOwner.String())
 	text("unit", r.Unit)
 	text("container", r.Container)
 	if len(r.Peers) > 0 {
@@ -80,7 +83,7 @@ func (r *Row) AppendJSON(b []byte) []byte {
 		key("memory")
 		b = appendMarshalled(b, jsonMemory(r.Memory))
 	}
-	if r.Info != nil {
+	if r.Info != nil && r.State != fivetuple.StateListen { // where TCP_INFO means other things
 		key("tcp_info")
 		b = r.Info.AppendJSON(b)
 	}
@@ -129,6 +132,7 @@ func (r *Row) UnmarshalJSON(b []byte) error {
 		UID        uint32            `json:"uid"`
 		Netns      uint64            `json:"netns"`
 		Owners     []owner.Holder    `json:"owners"`
+		NoOwner    string            `json:"no_owner"`
 		Peers      []owner.Holder    `json:"peers"`
 		Unit       string            `json:"unit"`
 		Container  string            `json:"container"`
@@ -152,7 +156,7 @@ func (r *Row) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	*r = Row{
-		Owners: j.Owners, Peers: j.Peers, Unit: j.Unit, Container: j.Container, Opened: j.Opened,
+		Owners: j.Owners, NoOwner: unownedNamed(j.NoOwner), Peers: j.Peers, Unit: j.Unit, Container: j.Container, Opened: j.Opened,
 		Socket: sockdiag.Socket{
 			Protocol: j.Protocol, State: j.State, RecvQueue: j.RecvQueue, SendQueue: j.SendQueue,
 			Inode: j.Inode, UID: j.UID, PeerInode: j.PeerInode, Interface: j.Interface, V6Only: j.V6Only,
@@ -183,6 +187,15 @@ func (r *Row) UnmarshalJSON(b []byte) error {
 		}
 	}
 	return nil
+}
+
+func unownedNamed(name string) Unowned {
+	for u, n := range unownedNames {
+		if n == name {
+			return Unowned(u)
+		}
+	}
+	return Hidden
 }
 
 func timerKind(name string) sockdiag.TimerKind {

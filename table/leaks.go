@@ -106,9 +106,19 @@ func CloseWaits(rows []Row) []CloseWait {
 }
 
 const (
-	manyCloseWait = 20 // of one process: it most likely never closes them
+	manyCloseWait = 20  // of one process: it most likely never closes them
 	portsRunOut   = 0.8 // of the ephemeral range, to one destination
 )
+
+// own are the rows of this process's network namespace, whose ephemeral ports
+// are known.
+func (t *Table) own() []Row {
+	elsewhere := func(r Row) bool { return r.Namespace != nil && r.netns() != t.here }
+	if !slices.ContainsFunc(t.Rows, elsewhere) {
+		return t.Rows
+	}
+	return slices.DeleteFunc(slices.Clone(t.Rows), elsewhere)
+}
 
 // Leaks says in sentences what of the rows will sooner or later run out:
 // connections that a process does not close, local ports to one destination.
@@ -116,12 +126,17 @@ const (
 // that the kernel gives to outgoing connections.
 func (t *Table) Leaks(ephemeral fivetuple.PortRange) []string {
 	var all []string
+	var last CloseWait
 	for _, c := range CloseWaits(t.Rows) {
-		if c.Sockets >= manyCloseWait && c.Process != (owner.Process{}) {
-			all = append(all, fmt.Sprintf("%v keeps %d connections in CLOSE_WAIT: their peers have closed, the program has not; it will run out of descriptors", c.Process, c.Sockets))
+		if c.Sockets < manyCloseWait || c.Process == (owner.Process{}) {
+			continue
 		}
+		if c.Sockets != last.Sockets || c.Process.Command != last.Process.Command { // else most likely the same sockets, of a child
+			all = append(all, fmt.Sprintf("%v keeps %d connections in CLOSE_WAIT: their peers have closed, the program has not; it may run out of descriptors", c.Process, c.Sockets))
+		}
+		last = c
 	}
-	for _, d := range Destinations(t.Rows, ephemeral.Contains, max(1, int(portsRunOut*float64(ephemeral.Len())))) {
+	for _, d := range Destinations(t.own(), ephemeral.Contains, max(1, int(portsRunOut*float64(ephemeral.Len())))) {
 		all = append(all, fmt.Sprintf("%d of %d local ports are in use from %v to %v (%d in TIME_WAIT): new connections will soon fail with EADDRNOTAVAIL", d.Ports, ephemeral.Len(), d.Local, d.Remote, d.TimeWait))
 	}
 	return all

@@ -46,7 +46,7 @@ func (r *Row) Any(f filter.Field, test func(filter.Value) bool) bool {
 	case filter.FieldNetns:
 		return r.Namespace != nil && test(filter.Value{Number: r.Namespace.ID, Text: r.Namespace.Name})
 	case filter.FieldUser:
-		return r.State != fivetuple.StateTimeWait && number(uint64(r.UID))
+		return r.UIDKnown() && number(uint64(r.UID))
 	case filter.FieldUnit:
 		return r.Unit != "" && test(filter.Value{Text: r.Unit})
 	case filter.FieldContainer:
@@ -77,7 +77,7 @@ func (r *Row) anyFamily(test func(filter.Value) bool) bool {
 		return false
 	}
 	a := r.Local.Addr()
-	v4 := a.Is4() || a.IsUnspecified() && !r.V6Only
+	v4 := a.Is4() || a.IsUnspecified() && !r.V6Only && r.hasPorts()
 	return v4 && test(filter.Value{Number: 4}) || a.Is6() && test(filter.Value{Number: 6})
 }
 
@@ -95,7 +95,7 @@ func anyOwner(owners []owner.Holder, f filter.Field, test func(filter.Value) boo
 }
 
 func (r *Row) anyInfo(f filter.Field, number func(uint64) bool) bool {
-	if r.Info == nil {
+	if r.Info == nil || r.State == fivetuple.StateListen { // where TCP_INFO means other things
 		return false
 	}
 	switch f {

@@ -17,8 +17,8 @@ type end struct {
 }
 
 func (r *Row) end() end {
-	if r.Protocol.IsUnix() {
-		return end{netns: r.netns(), inode: r.Inode}
+	if r.Protocol.IsUnix() { // no two of the machine have the same inode
+		return end{inode: r.Inode}
 	}
 	return end{protocol: r.Protocol, netns: r.netns(), local: r.Local, remote: r.Remote}
 }
@@ -26,7 +26,7 @@ func (r *Row) end() end {
 // farEnd names the other end; false if there can be none here.
 func (r *Row) farEnd() (end, bool) {
 	if r.Protocol.IsUnix() {
-		return end{netns: r.netns(), inode: r.PeerInode}, r.PeerInode != 0
+		return end{inode: r.PeerInode}, r.PeerInode != 0
 	}
 	return end{protocol: r.Protocol, netns: r.netns(), local: r.Remote, remote: r.Local}, r.Remote.IsValid()
 }
@@ -45,13 +45,29 @@ func (r *Reader) peers(ctx context.Context, q Query, t *Table) error {
 	for i := range all.Rows {
 		if row := &all.Rows[i]; row.Remote.IsValid() || row.Protocol.IsUnix() {
 			at[row.end()] = row
+			if len(q.Namespaces) > 1 && row.Remote.IsValid() {
+				anywhere := row.end()
+				anywhere.netns = 0
+				if _, twice := at[anywhere]; twice { // two hosts with the same addresses: no telling
+					row = nil
+				}
+				at[anywhere] = row
+			}
 		}
 	}
 	others := &Table{}
 	var of []*Row
 	for i := range t.Rows {
 		far, ok := t.Rows[i].farEnd()
-		if peer := at[far]; ok && peer != nil {
+		if !ok {
+			continue
+		}
+		peer := at[far]
+		if peer == nil && !far.local.Addr().IsLoopback() {
+			far.netns = 0
+			peer = at[far]
+		}
+		if peer != nil {
 			others.Rows, of = append(others.Rows, *peer), append(of, &t.Rows[i])
 		}
 	}

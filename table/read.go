@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"github.com/fivetuple/fivetuple"
@@ -32,6 +33,9 @@ type Query struct {
 	Peers bool
 	// Rates asks to compare with what the [Reader] read before.
 	Rates bool
+	// Servers asks which ports are served, also where the filter leaves out
+	// what listens there: [Table.Group] by port wants to know.
+	Servers bool
 	// Namespaces to read, from [netns.All]. None means the one of this process.
 	Namespaces []netns.Namespace
 }
@@ -45,6 +49,11 @@ type Table struct {
 	// Partial says why there may be processes that the search for owners did
 	// not even see; empty if all were seen.
 	Partial string
+	// Unentered is how many of several namespaces could not be looked into for
+	// lack of permission.
+	Unentered int
+
+	listeners []Row // that Servers asked for
 
 	here  uint64 // this process's network namespace
 	infos []sockopt.TCPInfo
@@ -72,7 +81,6 @@ func (r *Reader) Close() error { return r.finder.Close() }
 // kernel takes no snapshot: a socket that changes its state meanwhile may be
 // missing, but is not listed twice.
 func (r *Reader) Read(ctx context.Context, q Query) (*Table, error) {
-	p := q.plan()
 	t := &Table{}
 	here, err := netns.Current()
 	if err == nil {
@@ -84,22 +92,27 @@ func (r *Reader) Read(ctx context.Context, q Query) (*Table, error) {
 	}
 	for i := range namespaces {
 		ns := &namespaces[i]
-		read := func() error { return t.dump(ctx, p, ns) }
+		read := func() error { return t.read(ctx, q, ns) } // which makes out devices by the names they have there
 		if ns.ID == t.here {
 			err = read()
 		} else {
 			err = ns.Do(read)
 		}
-		if err != nil {
+		switch {
+		case len(namespaces) > 1 && errors.Is(err, fs.ErrNotExist): // gone meanwhile
+		case len(namespaces) > 1 && errors.Is(err, fs.ErrPermission):
+			t.Unentered++
+		case err != nil:
 			return nil, err
 		}
 	}
+	p := q.plan()
 	if p.owners {
 		if err := r.join(ctx, t); err != nil {
 			return nil, err
 		}
 	}
-	if q.Peers {
+	if p.peers {
 		if err := r.peers(ctx, q, t); err != nil {
 			return nil, err
 		}
@@ -118,8 +131,8 @@ func (r *Reader) Read(ctx context.Context, q Query) (*Table, error) {
 // error of a filter that asks for them wraps [errors.ErrUnsupported].
 func Each(ctx context.Context, q Query, each func(*Row) bool) error {
 	p := q.plan()
-	if p.owners || q.Peers || len(q.Namespaces) > 0 {
-		return fmt.Errorf("read the socket table row by row: owners, peers and namespaces need the whole: %w", errors.ErrUnsupported)
+	if p.owners || p.late || q.Peers || q.Rates || len(q.Namespaces) > 0 {
+		return fmt.Errorf("read the socket table row by row: owners, peers, rates and namespaces need the whole: %w", errors.ErrUnsupported)
 	}
 	here, _ := netns.Current()
 	if p.none {
@@ -144,6 +157,7 @@ type plan struct {
 	match  filter.SocketPlan
 	none   bool // nothing can match
 	owners bool // the rows need them, or the filter does
+	peers  bool
 	rates  bool // or it asks for those
 	late   bool // the filter must wait for owners, peers or rates
 }
@@ -178,8 +192,8 @@ func (q Query) plan() plan {
 			p.owners, p.late = true, true
 		}
 	}
-	if q.Filter.Uses(filter.FieldPeerName) {
-		p.late = true
+	if p.peers = q.Peers; q.Filter.Uses(filter.FieldPeerName) {
+		p.peers, p.late = true, true
 	}
 	if q.Filter.Uses(filter.FieldRate) || q.Filter.Uses(filter.FieldAge) {
 		p.late = true
@@ -213,6 +227,22 @@ func common(some, others []fivetuple.Network) []fivetuple.Network {
 	return slices.DeleteFunc(slices.Clone(some), func(n fivetuple.Network) bool { return !slices.Contains(others, n) })
 }
 
+// read adds what a query asks for of the namespace that the calling thread is in.
+func (t *Table) read(ctx context.Context, q Query, ns *netns.Namespace) error {
+	if q.Servers {
+		serving := &Table{}
+		listeners := Query{States: sockdiag.Listening, Protocols: []fivetuple.Network{fivetuple.TCP, fivetuple.MPTCP, fivetuple.UDP, fivetuple.UDPLite, fivetuple.SCTP}}
+		if err := serving.dump(ctx, listeners.plan(), ns); err != nil {
+			return err
+		}
+		t.listeners = append(t.listeners, serving.Rows...)
+	}
+	if q.Filter == nil && q.States == 0 {
+		t.Rows = slices.Grow(t.Rows, expected()) // else they are copied time and again
+	}
+	return t.dump(ctx, q.plan(), ns)
+}
+
 // readTries is how often an interrupted dump is made before giving up.
 const readTries = 5
 
@@ -229,28 +259,56 @@ func (t *Table) dump(ctx context.Context, p plan, ns *netns.Namespace) error {
 			break
 		}
 	}
+	t.dropRepeated(first)
 	return err
 }
 
 func (t *Table) dumpOnce(ctx context.Context, p plan, ns *netns.Namespace) error {
-	// A socket is listed twice if it begins to listen, or to connect, between
-	// the parts of the table that the kernel goes through: once in CLOSE or LISTEN.
-	early := map[uint64]bool{}
 	row := Row{Namespace: ns}
 	for s, err := range sockdiag.Dump(ctx, p.query) {
 		if err != nil {
 			return err
 		}
-		if row.Socket = s; !p.late && !p.match.Match(&row) || early[s.Cookie] {
+		if row.Socket = s; !p.late && !p.match.Match(&row) {
 			continue
-		}
-		if s.Cookie != 0 && (s.State == fivetuple.StateClose || s.State == fivetuple.StateListen) {
-			early[s.Cookie] = true
 		}
 		t.Rows = append(t.Rows, row)
 		t.keepInfo(&t.Rows[len(t.Rows)-1])
 	}
 	return nil
+}
+
+// dropRepeated leaves one of the rows from first on that are of the same socket.
+// It is listed twice if it begins to listen, or to connect, between the parts of
+// the table that the kernel goes through: once in CLOSE or LISTEN.
+func (t *Table) dropRepeated(first int) {
+	idle := map[uint64]int{} // cookie to row
+	isIdle := func(r *Row) bool {
+		return r.Cookie != 0 && (r.State == fivetuple.StateClose || r.State == fivetuple.StateListen)
+	}
+	var drop []int
+	for i := first; i < len(t.Rows); i++ {
+		if r := &t.Rows[i]; isIdle(r) {
+			if _, twice := idle[r.Cookie]; twice {
+				drop = append(drop, i)
+			}
+			idle[r.Cookie] = i
+		}
+	}
+	if len(idle) == 0 {
+		return
+	}
+	for i := first; i < len(t.Rows); i++ {
+		if r := &t.Rows[i]; !isIdle(r) {
+			if j, twice := idle[r.Cookie]; twice {
+				drop = append(drop, j)
+			}
+		}
+	}
+	slices.Sort(drop)
+	for _, i := range slices.Backward(slices.Compact(drop)) {
+		t.Rows = slices.Delete(t.Rows, i, i+1)
+	}
 }
 
 // keepInfo copies TCP_INFO, which the dump overwrites, to where many fit.

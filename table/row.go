@@ -15,9 +15,10 @@ type Row struct {
 	sockdiag.Socket
 	// Namespace is the network namespace that the socket belongs to.
 	Namespace *netns.Namespace
-	// Owners are the processes that hold the socket. See [Row.Unowned] for why
-	// there are none.
-	Owners []owner.Holder
+	// Owners are the processes that hold the socket, if they were looked for,
+	// and NoOwner says why none was found.
+	Owners  []owner.Holder
+	NoOwner Unowned
 	// Unit and Container are the systemd unit and the container of the control
 	// group that the socket was made in, or else of the one its first owner is in.
 	Unit, Container string
@@ -89,6 +90,19 @@ func (r *Row) Listens() bool {
 		return r.Name != ""
 	}
 	return r.State == fivetuple.StateClose
+}
+
+// UIDKnown says whether UID is the user that made the socket. The kernel gives 0
+// for what is not a full socket: connections in SYN_RECV and TIME_WAIT, and those
+// in FIN_WAIT2 that their program has closed; and for netlink sockets.
+func (r *Row) UIDKnown() bool {
+	switch r.State {
+	case fivetuple.StateTimeWait, fivetuple.StateSynRecv, fivetuple.StateNewSynRecv:
+		return false
+	case fivetuple.StateFinWait2:
+		return r.Inode != 0
+	}
+	return r.Protocol != fivetuple.Netlink
 }
 
 // QueueFull says whether a listener's accept queue is full, so that the kernel

@@ -1,6 +1,8 @@
 package table
 
 import (
+	"strings"
+
 	"github.com/fivetuple/fivetuple"
 )
 
@@ -16,10 +18,11 @@ const (
 	Orphan              // its program closed it, the peer has not yet acknowledged all
 	Denied              // of a process that may not be looked into; needs CAP_SYS_PTRACE
 	Hidden              // of a process that /proc does not show here, or of the kernel itself
+	Kernel              // the kernel's own
 	Elsewhere           // as Hidden, in another network namespace than this process's
 )
 
-var unownedNames = [...]string{"", "TIME_WAIT", "handshake", "not accepted", "orphan", "no permission", "not in /proc, or the kernel's", "other namespace"}
+var unownedNames = [...]string{"", "TIME_WAIT", "handshake", "not accepted", "orphan", "no permission", "not in /proc, or the kernel's", "the kernel's own", "other namespace"}
 
 // String returns the reason in a word or two, "" for Owned.
 func (u Unowned) String() string { return unownedNames[u] }
@@ -38,6 +41,8 @@ func (t *Table) Unowned(r *Row) Unowned {
 		return NotAccepted
 	case r.Inode == 0 && r.State.Phase() == fivetuple.PhaseClosing:
 		return Orphan
+	case r.Protocol == fivetuple.Netlink && strings.HasSuffix(r.Name, ":kernel"):
+		return Kernel
 	case t.Unreadable > 0 && r.Inode != 0:
 		return Denied
 	case r.Namespace != nil && t.here != 0 && r.Namespace.ID != t.here:
