@@ -176,7 +176,7 @@ func TestSplitAnswerEqualsThePredicate(t *testing.T) {
 		}
 		plan := f.Sockets(rights...)
 		audit(t, plan.Program)
-		if plan.Rest == nil {
+		if plan.rest == nil {
 			exact++
 		}
 		for _, s := range table {
@@ -191,7 +191,7 @@ func TestSplitAnswerEqualsThePredicate(t *testing.T) {
 					narrowed++
 				}
 				if got := lists && plan.Match(s); got != want {
-					t.Fatalf("filter %s\nsocket %+v\nlisted %v (program on raw sockets: %v), split answer %v, predicate %v\n%s", text, *s, lists, everywhere, got, want, plan.Explain())
+					t.Fatalf("filter %s\nsocket %+v\nlisted %v (program on raw sockets: %v), split answer %v, predicate %v\n%s", text, *s, lists, everywhere, got, want, plan.explain())
 				}
 			}
 		}
@@ -221,7 +221,7 @@ func TestWhatTheKernelCanDoIsNotDoneHere(t *testing.T) {
 		{"path /run/*", "path /run/*", "unix unixgram seqpacket"},
 	} {
 		plan := mustParse(t, c.text).Sockets()
-		rest := strings.ReplaceAll(plan.Rest.String(), "0x", "")
+		rest := strings.ReplaceAll(plan.rest.String(), "0x", "")
 		got := strings.ReplaceAll(protocolsText(plan.Protocols), ",", "")
 		if rest != c.rest || got != c.protocols {
 			t.Errorf("%s: rest %q, protocols %q; want %q, %q", c.text, rest, got, c.rest, c.protocols)
@@ -258,10 +258,10 @@ func TestStatesAreAMaskOfTheKernel(t *testing.T) {
 
 func TestMarkIsInTheProgramOnlyWithTheRight(t *testing.T) {
 	f := mustParse(t, "mark 5")
-	if plan := f.Sockets(); plan.Program != nil || plan.Rest == nil {
+	if plan := f.Sockets(); plan.Program != nil || plan.rest == nil {
 		t.Error("without the right: a program, or nothing left")
 	}
-	if plan := f.Sockets(NetAdmin); plan.Program == nil || plan.Rest != nil {
+	if plan := f.Sockets(NetAdmin); plan.Program == nil || plan.rest != nil {
 		t.Error("with the right: no program, or something left")
 	}
 }
@@ -283,14 +283,14 @@ func TestWhatIsTooLongForAProgramIsLeftToThePredicate(t *testing.T) {
 	f := mustParse(t, "tcp sport = "+strings.Join(many, ",")+" and dport = 80")
 	plan := f.Sockets()
 	audit(t, plan.Program)
-	if plan.Program == nil || len(plan.Program) > maxProgram || !strings.HasPrefix(plan.Rest.String(), "sport = 1,3,") {
-		t.Errorf("program of %d bytes, rest %.40s", len(plan.Program), plan.Rest)
+	if plan.Program == nil || len(plan.Program) > maxProgram || !strings.HasPrefix(plan.rest.String(), "sport = 1,3,") {
+		t.Errorf("program of %d bytes, rest %.40s", len(plan.Program), plan.rest)
 	}
 }
 
 func TestThePlanOfNoFilterTakesAll(t *testing.T) {
 	plan := (*Filter)(nil).Sockets()
-	if plan.Protocols != nil || plan.States != 0 || plan.Program != nil || plan.Rest != nil || plan.Never || !plan.Match(&fakeSocket{}) {
+	if plan.Protocols != nil || plan.States != 0 || plan.Program != nil || plan.rest != nil || plan.Never || !plan.Match(&fakeSocket{}) {
 		t.Errorf("got %+v", plan)
 	}
 	if (&SocketPlan{}).Match(&fakeSocket{}) != true {

@@ -12,14 +12,10 @@ import (
 // Explain says which term runs where, on several lines: which are left to the
 // kernel, and the program for it in words.
 func (f *Filter) Explain(rights ...Right) string {
-	if f == nil {
-		return "no filter: every socket\n"
-	}
-	return f.Sockets(rights...).Explain()
+	return f.Sockets(rights...).explain()
 }
 
-// Explain is [Filter.Explain] for a plan that is made.
-func (p SocketPlan) Explain() string {
+func (p SocketPlan) explain() string {
 	if p.whole == nil {
 		return "no filter: every socket\n"
 	}
@@ -68,8 +64,8 @@ func (s step) where() string {
 // here says what is left for the predicate.
 func (p SocketPlan) here() string {
 	rest := "nothing"
-	if p.Rest != nil {
-		rest = p.Rest.String()
+	if p.rest != nil {
+		rest = p.rest.String()
 	}
 	for _, n := range p.Protocols {
 		if setRun>>n&1 == 0 {

@@ -23,8 +23,8 @@
 // written. Most things take a list: "port 80,443", "state listen,close-wait".
 // Names take the wildcards * and ?. "and" binds tighter than "or", and terms
 // side by side mean "and", as in ss; but "port 80 or 443" means what it does
-// in pcap-filter, and "state a state b" either state, as in ss. A text in
-// double quotes is never a word of the language.
+// in pcap-filter, and "state a state b" either state, as in ss. Words may be in
+// upper case. A text in double quotes is never a word of the language.
 //
 // A target is a term too: a port "8080", ":8080" or "8000-8090",
 // "127.0.0.1:80", "udp://:53", "unix:///run/a.sock", "/run/a.sock", "@name",

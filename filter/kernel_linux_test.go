@@ -81,7 +81,7 @@ func dump(t testing.TB, f *filter.Filter, rights ...filter.Right) []sockdiag.Soc
 	q := sockdiag.Query{States: sockdiag.States(plan.States), Program: plan.Program, Details: details}
 	all, err := listed(q, plan.Protocols)
 	if err != nil {
-		t.Fatalf("filter %s: %v\n%s", f, err, plan.Explain())
+		t.Fatalf("filter %s: %v\n%s", f, err, f.Explain(rights...))
 	}
 	return slices.DeleteFunc(all, func(s sockdiag.Socket) bool { return !plan.Match(row{s}) })
 }

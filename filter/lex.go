@@ -17,8 +17,8 @@ type token struct {
 
 func (t token) end() bool { return !t.word && t.text == "" }
 
-// is says whether the token is this word or sign.
-func (t token) is(s string) bool { return !t.quoted && t.text == s }
+// is says whether the token is this sign, or this word in whatever case.
+func (t token) is(s string) bool { return !t.quoted && strings.EqualFold(t.text, s) }
 
 // describe names the token for an error.
 func (t token) describe() string {
@@ -86,8 +86,8 @@ func lexWord(text string, start int) (token, int, *fault) {
 			continue
 		case !inside && (c == ' ' || c == '\t' || c == '\n' || c == '\r' || isSign(c)):
 			return newWord(text, start, i, quoted, b), i, nil
-		case unicode.IsControl(c):
-			return token{}, 0, faultAt(i, "control character %q", c)
+		case !unicode.IsPrint(c):
+			return token{}, 0, faultAt(i, "the character %q does not print", c)
 		case inside && c == '\\' && i+1 < len(text) && (text[i+1] == '"' || text[i+1] == '\\'):
 			i++
 		}

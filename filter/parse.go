@@ -106,6 +106,9 @@ func (p *parser) unexpected(t token) *fault {
 	if t.is(")") {
 		return faultAt(t.at, "this ) has no ( before it")
 	}
+	if t.is(",") {
+		return faultAt(t.at, "this comma is in no list of values: write \"or\" between terms, and put a text that has one in double quotes")
+	}
 	return faultAt(t.at, "%s cannot stand here: want \"and\", \"or\" or the end", t.describe())
 }
 
@@ -125,12 +128,18 @@ func (p *parser) or() (*node, *fault) {
 
 func (p *parser) and() (*node, *fault) {
 	var kids []*node
+	afterEndpoint := false
 	for {
-		beside := len(kids) > 0 && !p.joined
+		beside, start := len(kids) > 0 && !p.joined, p.peek()
 		kid, err := p.not()
 		if err != nil {
 			return nil, err
 		}
+		endpoint := !start.is("(") && kid.isEndpoint()
+		if beside && endpoint && afterEndpoint {
+			return nil, faultAt(start.at, "%q stands beside another endpoint: write \"or\" between the two", start.text)
+		}
+		afterEndpoint = endpoint
 		if last := len(kids) - 1; beside && kid.isStates() && kids[last].isStates() {
 			// "state a state b" is either, as in ss: no socket is in both.
 			kids[last] = statesNode(kids[last].term.values[0].set | kid.term.values[0].set)
@@ -262,7 +271,7 @@ func (p *parser) sided(protocol *node) (head, bool, *fault) {
 	t := p.peek()
 	switch {
 	case p.takeIf("host"), p.takeIf("net"):
-		h.net = t.text == "net"
+		h.net = t.is("net")
 	case p.takeIf("port", "portrange"):
 		h.field = FieldLocalPort
 	case !directed && p.takeIf("sport"):
@@ -335,6 +344,12 @@ func (p *parser) states(exclude bool) (*node, *fault) {
 
 func (n *node) isStates() bool {
 	return n.op == opTerm && n.term.field == FieldState && n.term.rel == equal
+}
+
+// isEndpoint says whether the node is what [parser.target] makes of an endpoint:
+// of a host with several addresses it is an "or".
+func (n *node) isEndpoint() bool {
+	return n.op == opTarget || n.op == opOr && n.kids[0].op == opTarget
 }
 
 func statesNode(set uint32) *node {

@@ -104,6 +104,9 @@ func TestParseReadsBothHabitsAndTargets(t *testing.T) {
 		// structure
 		{"dst 10.0.0.1 and (10.0.0.1:80)", "dst 10.0.0.1 and (10.0.0.1:80)"}, {"sport = 1 or not (:80)", "sport = 1 or not (:80)"},
 		{"path /a or /b", "path /a or path /b"}, {"path /a or (/b)", "path /a or (/b)"}, {"tcp and :80", "tcp and :80"},
+		{"TCP PORT 80 OR 443 And NOT Src Host 1.2.3.4", "(tcp and port 80) or (tcp and port 443 and not src 1.2.3.4)"}, {"Net 10", "host 10.0.0.0/8"},
+		{"State LISTEN Sport GE 5 PID:1", "state listen and sport >= 5 and pid 1"}, {"proc OR", "proc OR"},
+		{"8080 and 127.0.0.1:8080", ":8080 and 127.0.0.1:8080"}, {"(80 or 81) 81-82", "(:80 or :81) and :81-82"}, {"80 pid:1 tcp", ":80 and pid 1 and tcp"},
 		{"(((tcp)))", "tcp"}, {"not not tcp", "not not tcp"}, {"! ( tcp or udp )", "not (tcp or udp)"},
 		{"tcp and (udp and icmp)", "tcp and udp and icmp"}, {"tcp or udp and icmp", "tcp or (udp and icmp)"},
 		{"host web", "host 10.0.0.7,fd00::7"}, {"host web:80", "(src 10.0.0.7 and sport = 80) or (dst 10.0.0.7 and dport = 80) or (src fd00::7 and sport = 80) or (dst fd00::7 and dport = 80)"},
@@ -146,7 +149,14 @@ func TestErrorsPointAtTheColumn(t *testing.T) {
 		{"(tcp", 1, "has no )"},
 		{"tcp)", 4, "has no ( before it"},
 		{"()", 2, "want a term"},
-		{"tcp, udp", 4, `want "and", "or"`},
+		{"tcp, udp", 4, `write "or" between terms`},
+		{"8080,8081", 5, `write "or" between terms`},
+		{"/run/a,b.sock", 7, "double quotes"},
+		{"8080 8081", 6, `write "or"`},
+		{"tcp 8080 udp 53", 10, `write "or"`},
+		{"web:80 /run/a.sock", 8, `write "or"`},
+		{"udp:53", 1, `write "udp port 53"`},
+		{"not TCP:https", 5, `write "TCP port https"`},
 		{"sport", 6, "want a port"},
 		{"sport = =", 9, "want a port"},
 		{"sport = 70000", 9, "out of range"},
@@ -177,7 +187,7 @@ func TestErrorsPointAtTheColumn(t *testing.T) {
 		{"proc > x", 8, "no order"},
 		{`proc ""`, 6, "empty"},
 		{`proc "abc`, 6, "quote is not closed"},
-		{"tcp\x01", 4, "control character"},
+		{"tcp\x01", 4, "does not print"}, {"tcp\u00a0port 80", 4, "does not print"},
 		{"tcp \xff", 5, "UTF-8"},
 		{"frob://:80", 1, "unknown scheme"},
 		{"vsock://2:80", 1, "no sockets of the table"},
@@ -219,6 +229,14 @@ func TestErrorShowsTheTextWithAMark(t *testing.T) {
 		mark := strings.IndexByte(lines[len(lines)-1], '^')
 		if line := []rune(lines[len(lines)-2]); mark < 0 || !strings.HasPrefix(string(line[len([]rune(lines[len(lines)-1][:mark])):]), "prot") {
 			t.Errorf("parse %q: the mark is not below the word:\n%v", c.text, err)
+		}
+	}
+}
+
+func TestErrorsCannotSpeakToTheTerminal(t *testing.T) {
+	for _, text := range []string{"tcp \x1b[31m", "tcp \u009b31m", "nonsense\u202e", "proc \"a\u009b\""} {
+		if _, err := parse(fakeNames(), text); err == nil || strings.ContainsAny(err.Error(), "\x1b\u009b\u202e") {
+			t.Errorf("parse %q: got error %q, want one that prints", text, err)
 		}
 	}
 }
@@ -274,7 +292,7 @@ func FuzzParse(f *testing.F) {
 		checkCanonical(t, filter)
 		plan := filter.Sockets(NetAdmin)
 		audit(t, plan.Program)
-		if plan.Explain() == "" {
+		if plan.explain() == "" {
 			t.Error("nothing explained")
 		}
 	})

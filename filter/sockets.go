@@ -25,14 +25,14 @@ type SocketPlan struct {
 	// INET_DIAG_REQ_BYTECODE); nil for none. The kernel runs it on the TCP,
 	// MPTCP, UDP, UDP-Lite and raw sockets of a dump.
 	Program []byte
-	// Rest is what a socket on which Program was run must still match; nil for
-	// nothing. Raw sockets must match the whole filter, as those must on which
-	// it was not run.
-	Rest *Filter
 	// Never is set if no socket can match, whatever there is.
 	Never bool
 
 	whole *Filter
+	// rest is what a socket on which Program was run must still match; nil for
+	// nothing. Raw sockets must match the whole filter, as those must on which
+	// it was not run.
+	rest  *Filter
 	steps []step
 	// isListed and isRun test FieldProtocol: that it is one that can match, and
 	// one of which the kernel ran Program on every socket.
@@ -108,7 +108,7 @@ func (f *Filter) Sockets(rights ...Right) SocketPlan {
 		p.steps = append(p.steps, s)
 	}
 	if len(rest) > 0 {
-		p.Rest = newFilter(and(rest...))
+		p.rest = newFilter(and(rest...))
 	}
 	if e := allOf(program...); e != nil && protocols&setInet != 0 {
 		p.Program = e.assemble()
@@ -147,7 +147,7 @@ func (p *SocketPlan) Match(s Subject) bool {
 	case p.Never || !s.Any(FieldProtocol, p.isListed):
 		return false
 	case s.Any(FieldProtocol, p.isRun):
-		return p.Rest.Match(s)
+		return p.rest.Match(s)
 	}
 	return p.whole.Match(s)
 }

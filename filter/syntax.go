@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -39,7 +40,7 @@ func excerpt(text []rune, column int) (line, before string) {
 	shown := slices.Clone(text[start:end])
 	gap := make([]rune, 0, len(shown)+1)
 	for i, c := range shown {
-		if c < ' ' && c != '\t' || c == 0x7f || c == utf8.RuneError {
+		if c != '\t' && (!unicode.IsPrint(c) || c == utf8.RuneError) {
 			shown[i] = ' '
 		}
 		switch {

@@ -134,6 +134,10 @@ func (p *parser) ipTarget(t token, at endpoint, text string) (*node, *fault) {
 	if err != nil {
 		return nil, faultAt(t.at, "%v", err)
 	}
+	if _, isProtocol := setOf(strings.ToLower(e.Host)); isProtocol {
+		port := text[strings.LastIndexByte(text, ':')+1:]
+		return nil, faultAt(t.at, "%q is a protocol and no host: write \"%s port %s\"", e.Host, e.Host, port)
+	}
 	at.ports = value{low: uint64(e.Ports.First), high: uint64(e.Ports.Last)}
 	if e.Service != "" {
 		network := ""

@@ -91,7 +91,7 @@ func fieldOf(word string) Field {
 
 // targetField finds the field of a target such as "pid:123".
 func targetField(word string) Field {
-	switch f := fieldOf(word); f {
+	switch f := fieldOf(strings.ToLower(word)); f {
 	case FieldPID, FieldCommand, FieldUnit, FieldContainer, FieldUser, FieldCookie, FieldNetns, FieldInode, FieldDevice:
 		return f
 	}
@@ -178,7 +178,7 @@ func stateWord(s fivetuple.State) string {
 
 // relationOf reads a comparison.
 func relationOf(word string) (relation, bool) {
-	switch word {
+	switch strings.ToLower(word) {
 	case "=", "==", "eq":
 		return equal, true
 	case "!=", "<>", "ne", "neq":

@@ -62,8 +62,9 @@ func newWalker(l layout, inodes []uint32, capacity int) (*walker, error) {
 }
 
 func loadAndAttach(function uint32, program []instruction) (link int, err error) {
-	// To the kernel only programs that are free to be used under the GPL may
-	// read its memory. This says nothing of the program that loads it.
+	// The kernel lets only programs that may be used under the GPL read its memory. This one, the
+	// instructions that layout.program writes, may be used under the BSD licence
+	// or the GPL, as its authors say here. That says nothing of the rest.
 	license := []byte("Dual BSD/GPL\x00")
 	var pin runtime.Pinner
 	defer pin.Unpin()

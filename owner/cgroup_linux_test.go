@@ -5,35 +5,36 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"strconv"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// Only root can make a group. The root group is there for all.
+// Where no group can be made the test does with those that are there.
 func TestFinderResolvesCgroupsBothWays(t *testing.T) {
+	var byHandle Finder
 	mount := cgroupMount()
 	if mount == "" {
-		t.Fatal("cgroup2 is not mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+		if got, ok := byHandle.Cgroup(1); ok {
+			t.Errorf("without cgroup2: got %+v, want none", got)
+		}
+		return
 	}
 	root := Cgroup{ID: cgroupID(mount), Path: "/"}
 	want := map[uint64]Cgroup{root.ID: root}
-	var made string
-	if os.Geteuid() == 0 {
-		made = must(os.MkdirTemp(mount, "ft-test-*.service"))
-		inner := made + "/" + id64
-		ok(os.Mkdir(inner, 0o755))
-		t.Cleanup(func() {
-			ok(os.Remove(inner))
-			ok(os.Remove(made))
-		})
+	child, out := start(t, "cgroup", nil, nil)
+	if made := strings.TrimSpace(must(out.ReadString('\n'))); made != "" {
 		path := strings.TrimPrefix(made, mount)
-		want[cgroupID(made)] = Cgroup{ID: cgroupID(made), Path: path, Unit: path[1:]}
-		want[cgroupID(inner)] = Cgroup{ID: cgroupID(inner), Path: path + "/" + id64, Unit: path[1:], Container: id64}
+		c := Cgroup{ID: cgroupID(made), Path: path, Unit: path[1:]}
+		inner := Cgroup{ID: cgroupID(made + "/" + id64), Path: path + "/" + id64, Unit: path[1:], Container: id64}
+		want[c.ID], want[inner.ID] = c, inner
+		got, err := CgroupOf(child.Process.Pid)
+		if err != nil || got.Unit != c.Unit || got.Path != c.Path {
+			t.Errorf("group of a process: got %+v, %v, want %+v", got, err, c)
+		}
 	}
-	var byHandle Finder
 	walked := cgroups{known: map[uint64]Cgroup{}, mount: mount}
 	walked.walk("/")
 	for id, c := range want {
@@ -44,7 +45,7 @@ func TestFinderResolvesCgroupsBothWays(t *testing.T) {
 			t.Errorf("by walk: got %+v, want %+v", got, c)
 		}
 	}
-	if os.Geteuid() == 0 && !maps.Equal(byHandle.known, want) {
+	if _, err := pathOfCgroup(mount, root.ID); err == nil && !maps.Equal(byHandle.known, want) {
 		t.Errorf("got %v, want no more than was asked for: %v", byHandle.known, want)
 	}
 	for _, id := range []uint64{0, 1 << 40} {
@@ -52,16 +53,32 @@ func TestFinderResolvesCgroupsBothWays(t *testing.T) {
 			t.Errorf("group %d: got %+v, want none", id, got)
 		}
 	}
-	if made == "" {
-		return
+}
+
+// makeCgroup makes a group named as a service with a group named as a container in it, and
+// moves this process into the first. It is "" where that may not be.
+func makeCgroup(mount string) (made string, remove func()) {
+	file := string(must(os.ReadFile("/proc/self/cgroup")))
+	_, now, _ := strings.Cut("\n"+file, "\n0::")
+	now, _, _ = strings.Cut(now, "\n")
+	back, err := os.OpenFile(filepath.Join(mount, now, "cgroup.procs"), os.O_WRONLY, 0)
+	if err != nil {
+		return "", func() {}
 	}
-	child := startReady(t, "hold", nil)
-	ok(os.WriteFile(made+"/cgroup.procs", []byte(strconv.Itoa(child.Process.Pid)), 0))
-	t.Cleanup(func() { child.Process.Kill(); child.Process.Wait() })
-	got, err := CgroupOf(child.Process.Pid)
-	if c := want[cgroupID(made)]; err != nil || got.Unit != c.Unit || got.Path != c.Path {
-		t.Errorf("group of a process: got %+v, %v, want %+v", got, err, c)
+	made, err = os.MkdirTemp(mount, "ft-test-*.service")
+	if err != nil {
+		return "", func() {}
 	}
+	remove = func() {
+		back.WriteString("0") // this process
+		os.Remove(made + "/" + id64)
+		os.Remove(made)
+	}
+	if os.Mkdir(made+"/"+id64, 0o755) != nil || os.WriteFile(made+"/cgroup.procs", []byte("0"), 0) != nil {
+		remove()
+		return "", func() {}
+	}
+	return made, remove
 }
 
 func cgroupID(dir string) uint64 {

@@ -29,7 +29,7 @@ func (f *Finder) Find(ctx context.Context, inodes []uint32) (Found, error) {
 	slices.SortFunc(tables, func(a, b table) int {
 		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.thread, b.thread))
 	})
-	found.groups.fill(tables, f.knowsCookies())
+	found.groups.fill(tables)
 	found.Unreadable, found.Partial = unreadable, f.unseen()
 	return found, nil
 }

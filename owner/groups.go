@@ -11,7 +11,7 @@ type groups struct {
 	slots   []group // a power of two, at most half of them used
 	shift   int
 	holders []Holder // those of one socket in a row
-	cookies []uint64 // of the sockets of these holders; nil where the search does not tell them
+	cookies []uint64 // of the sockets of these holders; 0 where the search does not tell them
 }
 
 // group is a slot of the table, free with inode 0.
@@ -58,7 +58,7 @@ func (g *groups) of(inode uint32) []Holder {
 // ofSocket narrows of down where sockets of several cookies share the inode.
 func (g *groups) ofSocket(inode uint32, cookie uint64) []Holder {
 	all := g.of(inode)
-	if len(all) < 2 || g.cookies == nil {
+	if len(all) < 2 {
 		return all
 	}
 	s := g.slot(inode)
@@ -87,7 +87,7 @@ type descriptor struct {
 }
 
 // fill adds the holders of what is looked for. They come in the order of the tables.
-func (g *groups) fill(tables []table, cookies bool) {
+func (g *groups) fill(tables []table) {
 	n := 0
 	for i := range tables {
 		for _, d := range tables[i].sockets {
@@ -104,10 +104,7 @@ func (g *groups) fill(tables []table, cookies bool) {
 		s.from, s.to = at, at
 		at += size
 	}
-	g.holders = make([]Holder, n)
-	if cookies {
-		g.cookies = make([]uint64, n)
-	}
+	g.holders, g.cookies = make([]Holder, n), make([]uint64, n)
 	for i := range tables {
 		t := &tables[i]
 		for _, d := range t.sockets {
@@ -116,16 +113,12 @@ func (g *groups) fill(tables []table, cookies bool) {
 				continue
 			}
 			g.holders[s.to] = Holder{Process: t.Process, FD: int(d.fd), Thread: t.thread}
-			if cookies {
-				g.cookies[s.to] = d.cookie
-			}
+			g.cookies[s.to] = d.cookie
 			s.to++
 		}
 	}
-	if cookies {
-		for _, s := range g.slots {
-			sortByCookie(g.holders[s.from:s.to], g.cookies[s.from:s.to])
-		}
+	for _, s := range g.slots {
+		sortByCookie(g.holders[s.from:s.to], g.cookies[s.from:s.to])
 	}
 }
 

@@ -30,7 +30,7 @@ func TestGroupsHaveTheHoldersOfEachSocket(t *testing.T) {
 			}
 			tables = append(tables, tab)
 		}
-		g.fill(tables, false)
+		g.fill(tables)
 		distinct := map[uint32]bool{}
 		for _, i := range inodes {
 			if i != 0 {
@@ -64,7 +64,7 @@ func TestOfSocketTellsSocketsOfOneInodeApart(t *testing.T) {
 	g.fill([]table{
 		{Process: Process{PID: 7}, sockets: []descriptor{{1, 3, 100}, {1, 4, 200}, {2, 5, 300}, {1, 6, 100}, {3, 8, 0}}},
 		{Process: Process{PID: 8}, sockets: []descriptor{{1, 7, 200}, {3, 9, 400}}},
-	}, true)
+	})
 	found := Found{groups: g}
 	for _, c := range []struct {
 		inode  uint32
@@ -94,7 +94,7 @@ func TestOfSocketTellsSocketsOfOneInodeApart(t *testing.T) {
 
 func TestOfAllocatesNothing(t *testing.T) {
 	g, _ := newGroups([]uint32{1, 2})
-	g.fill([]table{{sockets: []descriptor{{1, 3, 100}, {1, 4, 200}, {2, 5, 0}}}}, true)
+	g.fill([]table{{sockets: []descriptor{{1, 3, 100}, {1, 4, 200}, {2, 5, 0}}}})
 	found := Found{groups: g}
 	if n := testing.AllocsPerRun(100, func() { found.Of(1); found.Of(3); found.OfSocket(1, 100) }); n != 0 {
 		t.Errorf("got %v allocations, want none", n)

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -46,7 +47,31 @@ func TestMain(m *testing.M) {
 		runtime.LockOSThread()
 		ok(unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &new([2]unix.CapUserData)[0]))
 		var r reader
-		fmt.Println(denied(r.descriptors(dir, "fd", 0)), mayHoldSockets(dir))
+		pid := uint32(other.Process.Pid)
+		groups, _ := newGroups([]uint32{7})
+		_, found := tablesOf([]record{{pid: pid, thread: pid, inode: 7}}, &groups, 1<<60)
+		_, changing := tablesOf([]record{{pid: pid, thread: pid}}, &groups, 1<<60)
+		fmt.Println(denied(r.descriptors(dir, "fd", 0)), mayHoldSockets(dir), found, changing)
+		os.Exit(0)
+	case "no-proc": // whether a program that runs, and one that has ended, are alive
+		ok(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		runs, ended := exec.Command("cat"), exec.Command("cat")
+		must(runs.StdinPipe())
+		ok(runs.Start())
+		must(ended.StdinPipe())
+		ok(ended.Start())
+		a, b := must(ProcessOf(runs.Process.Pid)), must(ProcessOf(ended.Process.Pid))
+		ok(ended.Process.Kill())
+		ended.Wait()
+		ok(unix.Mount("none", "/proc", "tmpfs", 0, ""))
+		fmt.Println(a.Alive(), b.Alive())
+		os.Exit(0)
+	case "cgroup": // in one of its own, which it removes when the test is over, however that ends
+		signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+		made, remove := makeCgroup(cgroupMount())
+		fmt.Println(made)
+		io.Copy(io.Discard, os.Stdin)
+		remove()
 		os.Exit(0)
 	case "end-first-thread": // and go on with the others
 		go func() {
@@ -133,7 +158,8 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0) // and cat with it
 	case "open": // descriptor 3 of another process
-		fd, err := must(ProcessOf(must(strconv.Atoi(os.Getenv("FT_TEST_PID"))))).OpenFD(3)
+		p := must(ProcessOf(must(strconv.Atoi(os.Getenv("FT_TEST_PID")))))
+		fd, err := Holder{Process: p, FD: 3}.Open()
 		fmt.Println(fd, errors.Is(err, fs.ErrPermission), err)
 		os.Exit(0)
 	case "find": // the holders of the socket it was started with

@@ -10,6 +10,9 @@ import (
 )
 
 func open(h Holder) (int, error) {
+	if err := ownProc(); err != nil { // the PID would be another's
+		return -1, err
+	}
 	id, flags := h.PID, 0
 	if h.Thread != 0 {
 		id, flags = h.Thread, unix.O_EXCL // PIDFD_THREAD

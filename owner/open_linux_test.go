@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestOpenFDIsTheSameSocket(t *testing.T) {
+func TestOpenIsTheSameSocket(t *testing.T) {
 	l := listener(t)
 	child := startReady(t, "hold", l)
 	p := must(ProcessOf(child.Process.Pid))
 	before := openFDs(t)
-	fd, err := p.OpenFD(3)
+	fd, err := Holder{p, 3, 0}.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,9 +56,19 @@ func TestOpenFDIsTheSameSocket(t *testing.T) {
 	}
 }
 
+// To a process in a PID namespace of its own that sees the /proc of another, its own PID 1 is not
+// the one it sees there.
+func TestOpenKnowsItsPIDNamespace(t *testing.T) {
+	t.Setenv("FT_TEST_PID", "1")
+	_, out := start(t, "open", listener(t), apart(syscall.CLONE_NEWPID))
+	if line := must(out.ReadString('\n')); !strings.HasPrefix(line, "-1 ") || !strings.Contains(line, "another PID namespace") {
+		t.Errorf("got %q, want an error", line)
+	}
+}
+
 // A process in a user namespace of its own may not look into those outside, whoever
 // runs the test.
-func TestOpenFDSaysWhatIsMissing(t *testing.T) {
+func TestOpenSaysWhatIsMissing(t *testing.T) {
 	l := listener(t)
 	target := startReady(t, "hold", l)
 	t.Setenv("FT_TEST_PID", strconv.Itoa(target.Process.Pid))

@@ -20,8 +20,6 @@ func (*finder) search(context.Context, *groups, []uint32) ([]table, int, error) 
 	return nil, 0, unsupported("look at processes")
 }
 
-func (*finder) knowsCookies() bool { return false }
-
 func (*finder) unseen() string { return "" }
 
 func (*finder) close() {}

@@ -34,11 +34,8 @@ func alive(p Process) bool {
 			return st.start == p.Start && !st.ended()
 		}
 	}
-	// Where /proc hides the processes of others (hidepid) kill(2) still knows them.
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return errors.Is(unix.Kill(p.PID, 0), unix.EPERM)
-	}
-	return true
+	// Where /proc hides processes (hidepid) or is missing kill(2) still knows them.
+	return !errors.Is(err, fs.ErrNotExist) || unix.Kill(p.PID, 0) != unix.ESRCH
 }
 
 // openProcess opens /proc/PID. What is read through it is of this process even

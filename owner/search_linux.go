@@ -19,7 +19,7 @@ type finder struct {
 	layout *layout
 	walker *walker  // nil until it is needed
 	inodes []uint32 // what the program of the walker is for; nil for all sockets
-	// refused is why there is no walker and /proc is read.
+	// refused is why there can be no walker and /proc is read.
 	refused error
 	users   map[uint32]string
 	looked  bool   // at what follows
@@ -49,13 +49,10 @@ func (f *finder) search(ctx context.Context, wanted *groups, inodes []uint32) ([
 			return f.named(tables), hidden, err
 		}
 		f.close()
-		f.refused = err
 	}
 	tables, unreadable, err := readProc(ctx, wanted, f.own == nil)
 	return f.named(tables), unreadable, err
 }
-
-func (f *finder) knowsCookies() bool { return f.refused == nil }
 
 func (f *finder) unseen() string { return f.partial }
 
@@ -107,8 +104,8 @@ func (f *finder) walk(ctx context.Context, wanted *groups, inodes []uint32) (tab
 	records, want := []record(nil), len(inodes)+len(inodes)/4
 	for tries := 0; ; tries++ {
 		if f.walker == nil {
-			if err := f.load(few, want+spare); err != nil {
-				return nil, 0, err
+			if f.refused = f.load(few, want+spare); f.refused != nil {
+				return nil, 0, f.refused
 			}
 		}
 		if records, want, err = f.walker.walk(ctx); err != nil {
@@ -144,8 +141,9 @@ func (f *finder) load(inodes []uint32, capacity int) error {
 }
 
 // tablesOf makes tables of the records of a walk that began at the given time. It
-// counts the processes among them that /proc hides.
+// counts the processes among them that /proc hides, or does not let be read.
 func tablesOf(records []record, wanted *groups, began uint64) (tables []table, hidden int) {
+	unread := map[uint32]bool{}
 	all := make([]descriptor, 0, len(records)) // of which the tables are parts
 	type key struct {
 		pid   uint32
@@ -168,7 +166,10 @@ func tablesOf(records []record, wanted *groups, began uint64) (tables []table, h
 			t.thread = int(head.thread)
 		}
 		if head.inode == 0 {
-			t.sockets = lookAgain(int(head.pid), t.thread, wanted)
+			var unreadable bool
+			if t.sockets, unreadable = lookAgain(int(head.pid), t.thread, wanted); unreadable {
+				unread[head.pid] = true
+			}
 		} else {
 			first := len(all)
 			for _, r := range records[:n] {
@@ -185,21 +186,27 @@ func tablesOf(records []record, wanted *groups, began uint64) (tables []table, h
 		if last := len(tables) - 1; last >= 0 && tables[last].PID == int(head.pid) {
 			t.Process = tables[last].Process
 		} else if t.Process, err = describeSince(int(head.pid), began); err != nil {
-			if errors.Is(unix.Kill(int(head.pid), 0), unix.EPERM) {
-				hidden++ // it runs, but /proc is mounted with hidepid
+			if isHidden(int(head.pid)) {
+				unread[head.pid] = true
 			}
 			continue
 		}
 		tables = append(tables, t)
 	}
-	return tables, hidden
+	return tables, len(unread)
+}
+
+// isHidden says that a process runs, and /proc does not tell of it: it is mounted with hidepid.
+func isHidden(pid int) bool {
+	_, err := readFile(unix.AT_FDCWD, "/proc/"+strconv.Itoa(pid)+"/stat")
+	return err != nil && unix.Kill(pid, 0) != unix.ESRCH
 }
 
 // lookAgain reads the sockets of one table from /proc. A process that ended holds none.
-func lookAgain(pid, thread int, wanted *groups) []descriptor {
+func lookAgain(pid, thread int, wanted *groups) (sockets []descriptor, unreadable bool) {
 	dir, err := openProcess(pid)
 	if err != nil {
-		return nil
+		return nil, isHidden(pid)
 	}
 	defer unix.Close(dir)
 	path := "fd"
@@ -207,10 +214,13 @@ func lookAgain(pid, thread int, wanted *groups) []descriptor {
 		path = "task/" + strconv.Itoa(thread) + "/fd"
 	}
 	r := &reader{wanted: wanted}
-	if r.descriptors(dir, path, thread); len(r.tables) == 0 {
-		return nil
+	if err := r.descriptors(dir, path, thread); err != nil {
+		unreadable = denied(err) && mayHoldSockets(dir) || isHidden(pid)
 	}
-	return r.tables[0].sockets
+	if len(r.tables) > 0 {
+		sockets = r.tables[0].sockets
+	}
+	return sockets, unreadable
 }
 
 // describeSince describes a process that ran at the given time. A later one of the same PID is
