@@ -86,11 +86,6 @@ func (a *assembler) ifUnequal(r, s register, label string)     { a.jumpTo(label,
 func (a *assembler) ifNot(r register, v int, label string)     { a.jumpTo(label, 0x55, r, 0, v) }
 func (a *assembler) ifAtLeast(r register, v int, label string) { a.jumpTo(label, 0x35, r, 0, v) }
 
-// if32 compares the low half of the register.
-func (a *assembler) if32(r register, v uint32, label string) {
-	a.jumpTo(label, 0x16, r, 0, int(int32(v)))
-}
-
 func (a *assembler) finish() []instruction {
 	for at, label := range a.jumps {
 		a.program[at].offset = int16(a.labels[label] - at - 1)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"unsafe"
 
@@ -34,12 +35,19 @@ type record struct {
 
 const (
 	recordSize = int(unsafe.Sizeof(record{}))
-	areaHeader = 32 // the number of records that there should be, in the first 8 bytes
+
+	// The area begins with the number of records that there should be, in 8 bytes,
+	// then how many sockets are wanted, and their inodes in 8 bytes each.
+	areaWanted = 8
+	areaHeader = areaWanted + 8*(1+wantedFew)
+
+	// wantedFew is how many inodes the program looks for at most. The other
+	// sockets then cost a quarter.
+	wantedFew = 22 // which keeps the records at multiples of 64
 )
 
-// newWalker loads the program of one kernel, for sockets with these inodes, or for all if
-// there are none.
-func newWalker(l layout, inodes []uint32, capacity int) (*walker, error) {
+// newWalker loads the program of one kernel, with room for so many records.
+func newWalker(l layout, capacity int) (*walker, error) {
 	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
 		return nil, errors.ErrUnsupported // see instruction
 	}
@@ -54,7 +62,7 @@ func newWalker(l layout, inodes []uint32, capacity int) (*walker, error) {
 	if w.area, err = unix.Mmap(area, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		return nil, fmt.Errorf("map a BPF map: %w", err)
 	}
-	if w.link, err = loadAndAttach(l.function, l.program(inodes, area, capacity)); err != nil {
+	if w.link, err = loadAndAttach(l.function, l.program(area, capacity)); err != nil {
 		unix.Munmap(w.area)
 		return nil, err
 	}
@@ -101,11 +109,20 @@ func (w *walker) close() {
 	unix.Munmap(w.area)
 }
 
-// walk returns the records, in the order of threads and descriptors, and how many
+// walk looks for the sockets with these inodes, of which there are wantedFew at most,
+// or for all if there are none. It returns the records, in the order of threads and descriptors, and how many
 // there should be: more than there are where the capacity does not suffice. They are overwritten by
 // the next walk.
-func (w *walker) walk(ctx context.Context) (records []record, want int, err error) {
+func (w *walker) walk(ctx context.Context, few []uint32) (records []record, want int, err error) {
 	clear(w.area[:areaHeader])
+	head := unsafe.Slice((*uint64)(unsafe.Pointer(&w.area[areaWanted])), 1+wantedFew)
+	head[0] = uint64(len(few))
+	for i := range head[1:] {
+		head[1+i] = math.MaxUint64 // no inode
+	}
+	for i, inode := range few {
+		head[1+i] = uint64(inode)
+	}
 	// An iterator sees the PID namespace of the thread that creates it.
 	fd, err := bpf(unix.BPF_ITER_CREATE, &struct{ link, flags uint32 }{link: uint32(w.link)})
 	if err != nil {

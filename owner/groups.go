@@ -8,6 +8,7 @@ import (
 // groups are the sockets that are looked for, and then their holders, in a hash table with
 // open addressing: a hundred thousand rows ask for their holders one by one.
 type groups struct {
+	any     bool    // every socket is looked for
 	slots   []group // a power of two, at most half of them used
 	shift   int
 	holders []Holder // those of one socket in a row
@@ -45,7 +46,9 @@ func (g *groups) slot(inode uint32) *group {
 	}
 }
 
-func (g *groups) wants(inode uint32) bool { return inode != 0 && g.slot(inode).inode == inode }
+func (g *groups) wants(inode uint32) bool {
+	return inode != 0 && (g.any || g.slot(inode).inode == inode)
+}
 
 func (g *groups) of(inode uint32) []Holder {
 	if len(g.slots) == 0 || inode == 0 {

@@ -3,10 +3,10 @@ package owner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -17,8 +17,7 @@ import (
 type finder struct {
 	cgroups
 	layout *layout
-	walker *walker  // nil until it is needed
-	inodes []uint32 // what the program of the walker is for; nil for all sockets
+	walker *walker // nil until it is needed
 	// refused is why there can be no walker and /proc is read.
 	refused error
 	users   map[uint32]string
@@ -31,20 +30,16 @@ type finder struct {
 // walks through the tables of descriptors in the kernel, where that is allowed, and
 // otherwise by reading /proc.
 func (f *finder) search(ctx context.Context, wanted *groups, inodes []uint32) ([]table, int, error) {
-	if !f.looked {
-		f.own, f.partial, f.looked = ownProc(), unseen(), true
-		if f.own != nil {
-			f.partial = "/proc shows another PID namespace than that of this process"
-		}
-	}
+	f.look()
 	if err := ctx.Err(); err != nil {
 		return nil, 0, err
 	}
 	if f.refused == nil {
-		f.refused = f.own // what the program finds could not be looked up in /proc
-	}
-	if f.refused == nil {
-		tables, hidden, err := f.walk(ctx, wanted, inodes)
+		var few []uint32
+		if len(inodes) <= wantedFew {
+			few = inodes
+		}
+		tables, hidden, err := f.walk(ctx, wanted, few, len(inodes))
 		if err == nil || ctx.Err() != nil {
 			return f.named(tables), hidden, err
 		}
@@ -52,6 +47,46 @@ func (f *finder) search(ctx context.Context, wanted *groups, inodes []uint32) ([
 	}
 	tables, unreadable, err := readProc(ctx, wanted, f.own == nil)
 	return f.named(tables), unreadable, err
+}
+
+// searchAll finds all sockets, by the program.
+func (f *finder) searchAll(ctx context.Context) ([]table, int, error) {
+	f.look()
+	if f.refused != nil {
+		return nil, 0, fmt.Errorf("%w: %w", f.refused, errors.ErrUnsupported)
+	}
+	tables, hidden, err := f.walk(ctx, &groups{any: true}, nil, openFiles())
+	if f.refused != nil {
+		err = fmt.Errorf("%w: %w", f.refused, errors.ErrUnsupported)
+	}
+	return f.named(tables), hidden, err
+}
+
+// openFiles is how many files are open on the machine (proc_sys_fs(5)): there are
+// hardly more sockets. It is 0 where that is not known.
+func openFiles() (n int) {
+	if b, err := os.ReadFile("/proc/sys/fs/file-nr"); err == nil {
+		fmt.Sscan(string(b), &n)
+	}
+	return n
+}
+
+// look makes out, once, which ways there are.
+func (f *finder) look() {
+	if f.looked {
+		return
+	}
+	f.own, f.partial, f.looked = ownProc(), unseen(), true
+	if f.own != nil {
+		f.partial = "/proc shows another PID namespace than that of this process"
+		f.refused = f.own // what the program finds could not be looked up in /proc
+	}
+}
+
+func (f *finder) prepare() {
+	if f.look(); f.refused == nil && f.walker == nil {
+		f.refused = f.load(spare)
+	}
 }
 
 func (f *finder) unseen() string { return f.partial }
@@ -80,35 +115,24 @@ func (f *finder) named(tables []table) []table {
 	return tables
 }
 
-const (
-	// inProgram is how many inodes are made part of the program at most. The other
-	// sockets then cost a quarter.
-	inProgram = 32
-	// spare is for how many sockets there is room beyond those that are looked for.
-	spare = 1024
-)
+// spare is for how many sockets there is room beyond those that are looked for.
+const spare = 1024
 
-// walk searches by the program.
-func (f *finder) walk(ctx context.Context, wanted *groups, inodes []uint32) (tables []table, hidden int, err error) {
-	var few []uint32
-	if len(inodes) <= inProgram {
-		few = slices.Sorted(slices.Values(inodes))
-	}
-	if f.walker != nil && !slices.Equal(few, f.inodes) {
-		f.close()
-	}
+// walk searches by the program, which tells the sockets with these few inodes, or
+// all if there are none. about is how many it will be.
+func (f *finder) walk(ctx context.Context, wanted *groups, few []uint32, about int) (tables []table, hidden int, err error) {
 	started, err := ticks()
 	if err != nil {
 		return nil, 0, err
 	}
-	records, want := []record(nil), len(inodes)+len(inodes)/4
+	records, want := []record(nil), about+about/4
 	for tries := 0; ; tries++ {
 		if f.walker == nil {
-			if f.refused = f.load(few, want+spare); f.refused != nil {
+			if f.refused = f.load(want + spare); f.refused != nil {
 				return nil, 0, f.refused
 			}
 		}
-		if records, want, err = f.walker.walk(ctx); err != nil {
+		if records, want, err = f.walker.walk(ctx, few); err != nil {
 			return nil, 0, err
 		}
 		if want <= len(records) {
@@ -124,7 +148,7 @@ func (f *finder) walk(ctx context.Context, wanted *groups, inodes []uint32) (tab
 	return tables, hidden, nil
 }
 
-func (f *finder) load(inodes []uint32, capacity int) error {
+func (f *finder) load(capacity int) error {
 	if f.layout == nil {
 		l, err := readLayout("/sys/kernel/btf/vmlinux")
 		if err != nil {
@@ -132,11 +156,11 @@ func (f *finder) load(inodes []uint32, capacity int) error {
 		}
 		f.layout = &l
 	}
-	w, err := newWalker(*f.layout, inodes, capacity)
+	w, err := newWalker(*f.layout, capacity)
 	if err != nil {
 		return err
 	}
-	f.walker, f.inodes = w, inodes
+	f.walker = w
 	return nil
 }
 

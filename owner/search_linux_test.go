@@ -146,7 +146,7 @@ func TestWaysAgree(t *testing.T) {
 		inodes := slices.Clone(all)
 		random.Shuffle(len(inodes), func(i, j int) { inodes[i], inodes[j] = inodes[j], inodes[i] })
 		if round%2 == 0 {
-			inodes = inodes[:1+random.IntN(inProgram)] // as part of the program
+			inodes = inodes[:1+random.IntN(wantedFew)] // which the program looks for
 		}
 		a := must(program.Find(t.Context(), inodes))
 		b := must(proc.Find(t.Context(), inodes))
@@ -172,7 +172,7 @@ func TestWaysAgree(t *testing.T) {
 // A socket that is passed over for want of room, in a table of many, would go missing.
 func TestFindMakesRoomForMoreSocketsThanExpected(t *testing.T) {
 	pid, inodes := holdMany(t, 3000)
-	last := inodes[len(inodes)-inProgram-1:]
+	last := inodes[len(inodes)-wantedFew-1:]
 	eachWay(t, func(t *testing.T, f *Finder) {
 		found := must(f.Find(t.Context(), last))
 		for _, i := range last {
@@ -224,7 +224,7 @@ func TestFindWhileDescriptorsChange(t *testing.T) {
 	child := startReady(t, "change", l)
 	inode := inodeOf(l)
 	ok(l.Close())
-	_, many := holdMany(t, inProgram+1)
+	_, many := holdMany(t, wantedFew+1)
 	eachWay(t, func(t *testing.T, f *Finder) {
 		for round := range 6 {
 			inodes := []uint32{inode}

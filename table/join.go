@@ -2,6 +2,7 @@ package table
 
 import (
 	"context"
+	"errors"
 
 	"github.com/fivetuple/fivetuple/owner"
 )
@@ -18,14 +19,64 @@ func (r *Reader) join(ctx context.Context, t *Table) error {
 	if err != nil {
 		return err
 	}
-	t.Unreadable, t.Partial = found.Unreadable, found.Partial
+	r.own(t, found)
+	return nil
+}
+
+// lookAhead begins to look for owners, of all sockets or just as far as it can
+// without knowing which are wanted, while the table is read; wait ends that.
+func (r *Reader) lookAhead(ctx context.Context, all bool) (wait func() (owner.Found, error)) {
+	var found owner.Found
+	err := errors.ErrUnsupported
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if all {
+			found, err = r.finder.All(ctx)
+		} else {
+			r.finder.Prepare()
+		}
+	}()
+	return func() (owner.Found, error) { <-done; return found, err }
+}
+
+// joinFound is join with what was found while the table was read, and looks
+// again for the owners of what was opened meanwhile.
+func (r *Reader) joinFound(ctx context.Context, t *Table, found owner.Found) error {
+	r.own(t, found)
+	var late []uint32
+	var rows []*Row
 	for i := range t.Rows {
-		row := &t.Rows[i]
-		row.Owners = found.OfSocket(row.Inode, row.Cookie)
-		row.NoOwner = t.Unowned(row)
-		row.Unit, row.Container = r.place(row)
+		if row := &t.Rows[i]; row.Inode != 0 && row.NoOwner != Owned && row.NoOwner != Kernel {
+			late, rows = append(late, row.Inode), append(rows, row)
+		}
+	}
+	if len(late) == 0 {
+		return nil
+	}
+	again, err := r.finder.Find(ctx, late)
+	if err != nil {
+		return err
+	}
+	t.Unreadable = again.Unreadable
+	for _, row := range rows {
+		r.ownRow(t, row, again)
 	}
 	return nil
+}
+
+// own fills in what was found.
+func (r *Reader) own(t *Table, found owner.Found) {
+	t.Unreadable, t.Partial = found.Unreadable, found.Partial
+	for i := range t.Rows {
+		r.ownRow(t, &t.Rows[i], found)
+	}
+}
+
+func (r *Reader) ownRow(t *Table, row *Row, found owner.Found) {
+	row.Owners = found.OfSocket(row.Inode, row.Cookie)
+	row.NoOwner = t.Unowned(row)
+	row.Unit, row.Container = r.place(row)
 }
 
 // place returns the unit and container of a row, by the control group that the

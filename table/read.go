@@ -82,35 +82,22 @@ func (r *Reader) Close() error { return r.finder.Close() }
 // missing, but is not listed twice.
 func (r *Reader) Read(ctx context.Context, q Query) (*Table, error) {
 	t := &Table{}
-	here, err := netns.Current()
-	if err == nil {
-		t.here = here.ID
-	}
-	namespaces := q.Namespaces
-	if len(namespaces) == 0 {
-		namespaces = []netns.Namespace{here}
-	}
-	for i := range namespaces {
-		ns := &namespaces[i]
-		read := func() error { return t.read(ctx, q, ns) } // which makes out devices by the names they have there
-		if ns.ID == t.here {
-			err = read()
-		} else {
-			err = ns.Do(read)
-		}
-		switch {
-		case len(namespaces) > 1 && errors.Is(err, fs.ErrNotExist): // gone meanwhile
-		case len(namespaces) > 1 && errors.Is(err, fs.ErrPermission):
-			t.Unentered++
-		case err != nil:
-			return nil, err
-		}
-	}
 	p := q.plan()
+	wait := func() (owner.Found, error) { return owner.Found{}, errors.ErrUnsupported }
 	if p.owners {
-		if err := r.join(ctx, t); err != nil {
-			return nil, err
-		}
+		wait = r.lookAhead(ctx, q.Filter == nil && q.States == 0)
+	}
+	err := t.readAll(ctx, q)
+	found, aheadErr := wait()
+	switch {
+	case err != nil:
+	case p.owners && aheadErr == nil:
+		err = r.joinFound(ctx, t, found)
+	case p.owners:
+		err = r.join(ctx, t)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if p.peers {
 		if err := r.peers(ctx, q, t); err != nil {
@@ -225,6 +212,35 @@ func common(some, others []fivetuple.Network) []fivetuple.Network {
 		return others
 	}
 	return slices.DeleteFunc(slices.Clone(some), func(n fivetuple.Network) bool { return !slices.Contains(others, n) })
+}
+
+// readAll reads the namespaces of a query. One of several that is gone, or that may
+// not be entered, is passed over.
+func (t *Table) readAll(ctx context.Context, q Query) error {
+	here, err := netns.Current()
+	if err == nil {
+		t.here = here.ID
+	}
+	if len(q.Namespaces) == 0 {
+		return t.read(ctx, q, &here)
+	}
+	for i := range q.Namespaces {
+		ns := &q.Namespaces[i]
+		read := func() error { return t.read(ctx, q, ns) } // which makes out devices by the names they have there
+		if ns.ID == t.here {
+			err = read()
+		} else {
+			err = ns.Do(read)
+		}
+		several := len(q.Namespaces) > 1
+		switch {
+		case several && errors.Is(err, fs.ErrPermission):
+			t.Unentered++
+		case err != nil && !(several && errors.Is(err, fs.ErrNotExist)):
+			return err
+		}
+	}
+	return nil
 }
 
 // read adds what a query asks for of the namespace that the calling thread is in.
