@@ -34,8 +34,14 @@ connection that has their addresses later is left alone.
 
 The kernel closes TCP and UDP sockets (SOCK_DESTROY), for which root or
 CAP_NET_ADMIN is needed: the peer gets a reset, the program an error. Others,
-Unix sockets among them, are shut down through the descriptor of a process that
-holds them. The exit code is 1 if nothing matches.
+Unix sockets among them, and an ordinary user's own connections are shut down
+through the descriptor of a process that holds them.
+
+The process keeps its descriptor: the port of a listener is bound until it closes
+that. A bound UDP socket goes on receiving after the error and is called "still
+bound". Only stopping the process helps there.
+
+The exit code is 1 if nothing matches, and 3 if a socket is not closed.
 
 ` + filterHelp,
 		Example: `  ft kill --dry-run dst 203.0.113.7         what would be closed
@@ -55,10 +61,13 @@ func (a *app) killSockets(ctx context.Context, args []string, f killFlags) error
 	if err != nil {
 		return err
 	}
-	if expr == nil {
+	switch {
+	case expr == nil:
 		return usage("ft kill needs a filter that says which sockets to close: see `ft kill --help`")
+	case expr.Uses(filter.FieldAge) || expr.Uses(filter.FieldRate):
+		return usage("rate and age are known only to what watches: find the socket with ft top, and name it by its cookie")
 	}
-	l, err := f.listing(expr)
+	l, err := f.listing(expr, a.format)
 	if err != nil {
 		return err
 	}
@@ -69,49 +78,115 @@ func (a *app) killSockets(ctx context.Context, args []string, f killFlags) error
 	if err != nil {
 		return err
 	}
-	if len(t.Rows) == 0 {
-		return no("no socket matches %s", expr)
+	leftOut := leaveOutUnknown(t, expr)
+	if leftOut > 0 {
+		a.warn("left out %s: the filter asks for the holder, which is not known; run as root on the host to see more", plural(leftOut, "socket"))
+	}
+	switch {
+	case len(t.Rows) == 0 && leftOut > 0:
+		return answerIsNo
+	case len(t.Rows) == 0:
+		return no("no socket matches %q: `ft ls -a` lists those there are", strings.Join(args, " "))
 	}
 	l.order(t.Rows)
 	if f.dryRun {
-		return a.printSockets(t, l)
+		return a.printTargets(t, l)
 	}
 	if !f.yes {
-		if err := a.askToKill(t, l); err != nil {
+		if err := a.askToKill(ctx, t, l); err != nil {
 			return err
 		}
 	}
 	return a.closeSockets(ctx, t.Rows)
 }
 
-func (f killFlags) listing(expr *filter.Filter) (listing, error) {
-	ls := lsFlags{kindFlags: f.kindFlags, all: true, netns: f.netns, columns: strings.Fields("proto state local remote process cookie")}
-	return ls.listing(expr, false)
+func (f killFlags) listing(expr *filter.Filter, format string) (listing, error) {
+	ls := lsFlags{kindFlags: f.kindFlags, all: true, netns: f.netns, columns: strings.Fields("proto state local remote process")}
+	if format == formatWide || format == formatCSV {
+		ls.columns = append(ls.columns, "cookie")
+	}
+	if f.netns != "" {
+		ls.columns = append([]string{"netns"}, ls.columns...)
+	}
+	l, err := ls.listing(expr, false)
+	l.chosen = false // JSON has all keys
+	return l, err
+}
+
+// leaveOutUnknown takes out the rows that the filter may match only because
+// their holder is not known, as "not proc:nginx" does with other users' sockets.
+func leaveOutUnknown(t *table.Table, expr *filter.Filter) int {
+	processes := expr.Uses(filter.FieldPID) || expr.Uses(filter.FieldCommand)
+	groups := expr.Uses(filter.FieldUnit) || expr.Uses(filter.FieldContainer)
+	before := len(t.Rows)
+	t.Rows = slices.DeleteFunc(t.Rows, func(r table.Row) bool {
+		switch t.Unowned(&r) {
+		case table.Denied, table.Hidden, table.Elsewhere:
+			return processes || groups && r.Unit == "" && r.Container == ""
+		}
+		return false
+	})
+	return before - len(t.Rows)
+}
+
+// printTargets prints the sockets that are to be closed.
+func (a *app) printTargets(t *table.Table, l listing) error {
+	p := a.socketPrinter(l)
+	for i := range t.Rows {
+		if err := p.row(&t.Rows[i]); err != nil {
+			return err
+		}
+	}
+	return p.end()
 }
 
 // askToKill shows the sockets and asks whether they are to be closed.
-func (a *app) askToKill(t *table.Table, l listing) error {
-	if !isTerminal(a.in) {
+func (a *app) askToKill(ctx context.Context, t *table.Table, l listing) error {
+	if !isTerminal(a.in) || !isTerminal(a.err) {
 		return usage("%s would be closed, and there is no terminal to ask on: see which with --dry-run, then say --yes", plural(len(t.Rows), "socket"))
 	}
 	shown := *a
-	shown.out, shown.format = a.err, formatTable // what is asked about is no result
-	if err := shown.printSockets(t, l); err != nil {
+	shown.out = a.err // what is asked about is no result
+	if a.format != formatWide {
+		shown.format = formatTable
+	}
+	if err := shown.printTargets(t, l); err != nil {
 		return err
 	}
 	if own, ok := ownConnection(t.Rows); ok {
 		a.warn("%v is the connection that you are using", own)
 	}
 	fmt.Fprintf(a.err, "Close %s? [y/N] ", plural(len(t.Rows), "socket"))
-	answer, err := bufio.NewReader(a.in).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	switch strings.ToLower(strings.TrimSpace(answer)) {
-	case "y", "yes":
+	switch answer, err := a.readAnswer(ctx); {
+	case ctx.Err() != nil:
+		fmt.Fprintln(a.err)
+		return errors.New("interrupted: nothing was closed")
+	case err != nil && err != io.EOF:
+		return fmt.Errorf("read the answer: %w: nothing was closed", err)
+	case answer == "y" || answer == "yes":
 		return nil
 	}
 	return no("nothing was closed")
+}
+
+// readAnswer reads a line, or returns when ctx is done. A read of a terminal
+// cannot be ended: it is left to the end of the program.
+func (a *app) readAnswer(ctx context.Context) (string, error) {
+	type line struct {
+		text string
+		err  error
+	}
+	read := make(chan line, 1)
+	go func() {
+		text, err := bufio.NewReader(a.in).ReadString('\n')
+		read <- line{text, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case l := <-read:
+		return strings.ToLower(strings.TrimSpace(l.text)), l.err
+	}
 }
 
 // ownConnection finds the ssh connection that this shell came by (sshd(8)).
@@ -136,7 +211,7 @@ type killRow struct {
 }
 
 func (a *app) closeSockets(ctx context.Context, rows []table.Row) error {
-	failed := 0
+	var failed, bound int
 	results := func(yield func(killRow, error) bool) {
 		for i := range rows {
 			if err := ctx.Err(); err != nil {
@@ -148,6 +223,8 @@ func (a *app) closeSockets(ctx context.Context, rows []table.Row) error {
 			if result.Result, err = table.Close(ctx, result.Row); err != nil {
 				failed++
 				result.Error = err.Error()
+			} else if result.Result == table.Aborted {
+				bound++
 			}
 			if !yield(result, nil) {
 				return
@@ -157,8 +234,11 @@ func (a *app) closeSockets(ctx context.Context, rows []table.Row) error {
 	if _, err := printRows(a, "sockets", results, killColumns); err != nil {
 		return err
 	}
-	if failed > 0 {
-		return fmt.Errorf("%d of %s could not be closed", failed, plural(len(rows), "socket"))
+	switch all := plural(len(rows), "socket"); {
+	case failed > 0:
+		return fmt.Errorf("%d of %s could not be closed", failed+bound, all)
+	case bound > 0:
+		return fmt.Errorf("%d of %s still bound: the program read an error, and can go on receiving; stop it to free the port", bound, all)
 	}
 	return nil
 }

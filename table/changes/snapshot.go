@@ -220,7 +220,7 @@ func Read(r io.Reader) (*Snapshot, error) {
 			return s, nil
 		}
 		var row table.Row
-		if err := json.Unmarshal(line, &row); err != nil {
+		if err := row.UnmarshalJSON(line); err != nil { // json.Unmarshal would go through the line twice more
 			return nil, lines.corrupt(err)
 		}
 		if row.Protocol == 0 {

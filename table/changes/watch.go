@@ -152,9 +152,15 @@ func (w *watcher) run(ctx context.Context, yield func(Event, error) bool) error 
 		case d := <-closes:
 			err = w.take(d)
 		case <-next.C:
-			if cost, err = w.poll(ctx); err == nil {
-				next.Reset(w.pause(cost))
+			// What waits is taken first: a socket whose end is known already
+			// must not look as if it had left the table without one.
+			for waits := len(closes); waits > 0 && err == nil; waits-- {
+				err = w.take(<-closes)
 			}
+			if err == nil {
+				cost, err = w.poll(ctx)
+			}
+			next.Reset(w.pause(cost))
 		}
 		if err != nil {
 			return err
