@@ -9,7 +9,11 @@ import (
 
 // join finds the owners of the rows, and their units and containers.
 func (r *Reader) join(ctx context.Context, t *Table) error {
-	inodes := make([]uint32, 0, len(t.Rows))
+	if t.ahead != nil && t.ahead.err == nil {
+		t.ahead.own(t)
+		return r.joinLate(ctx, t)
+	}
+	var inodes []uint32
 	for i := range t.Rows {
 		if n := t.Rows[i].Inode; n != 0 {
 			inodes = append(inodes, n)
@@ -19,64 +23,92 @@ func (r *Reader) join(ctx context.Context, t *Table) error {
 	if err != nil {
 		return err
 	}
-	r.own(t, found)
+	r.own(t, t.Rows, &found)
 	return nil
 }
 
-// lookAhead begins to look for owners, of all sockets or just as far as it can
-// without knowing which are wanted, while the table is read; wait ends that.
-func (r *Reader) lookAhead(ctx context.Context, all bool) (wait func() (owner.Found, error)) {
-	var found owner.Found
-	err := errors.ErrUnsupported
-	done := make(chan struct{})
+// joinLate looks again for the owners of what was opened while the search went on.
+func (r *Reader) joinLate(ctx context.Context, t *Table) error {
+	var inodes []uint32
+	var rows []int
+	for i := range t.Rows {
+		if row := &t.Rows[i]; row.Inode != 0 && row.NoOwner != Owned && row.NoOwner != Kernel {
+			inodes, rows = append(inodes, row.Inode), append(rows, i)
+		}
+	}
+	if len(inodes) == 0 {
+		return nil
+	}
+	found, err := r.finder.Find(ctx, inodes)
+	if err != nil {
+		return err
+	}
+	for _, i := range rows {
+		r.own(t, t.Rows[i:i+1], &found)
+	}
+	return nil
+}
+
+// own fills in what was found of some of the table's rows.
+func (r *Reader) own(t *Table, rows []Row, found *owner.Found) {
+	t.Unreadable, t.Partial = found.Unreadable, found.Partial
+	for i := range rows {
+		row := &rows[i]
+		row.Owners = found.OfSocket(row.Inode, row.Cookie)
+		row.NoOwner = t.Unowned(row)
+		row.Unit, row.Container = r.place(row)
+	}
+}
+
+// ahead is a search for owners that goes on while the table is read, as far as
+// that can be done without knowing which sockets there are.
+type ahead struct {
+	reader *Reader
+	done   chan struct{} // closed when these are set:
+	found  owner.Found
+	err    error // there is nothing in found
+
+	owned int // rows whose owners have been filled in
+}
+
+// lookAhead begins to look for the owners of all sockets, or only to prepare that.
+func (r *Reader) lookAhead(ctx context.Context, all bool) *ahead {
+	a := &ahead{reader: r, done: make(chan struct{}), err: errors.ErrUnsupported}
 	go func() {
-		defer close(done)
+		defer close(a.done)
 		if all {
-			found, err = r.finder.All(ctx)
+			a.found, a.err = r.finder.All(ctx)
 		} else {
 			r.finder.Prepare()
 		}
 	}()
-	return func() (owner.Found, error) { <-done; return found, err }
+	return a
 }
 
-// joinFound is join with what was found while the table was read, and looks
-// again for the owners of what was opened meanwhile.
-func (r *Reader) joinFound(ctx context.Context, t *Table, found owner.Found) error {
-	r.own(t, found)
-	var late []uint32
-	var rows []*Row
-	for i := range t.Rows {
-		if row := &t.Rows[i]; row.Inode != 0 && row.NoOwner != Owned && row.NoOwner != Kernel {
-			late, rows = append(late, row.Inode), append(rows, row)
+// ownEvery is after how many rows it is seen whether owners are known by now.
+const ownEvery = 1024
+
+// own fills in the owners of the rows so far, if they are known.
+func (a *ahead) own(t *Table) {
+	if a == nil {
+		return
+	}
+	select {
+	case <-a.done:
+		if a.err == nil {
+			a.reader.own(t, t.Rows[a.owned:], &a.found)
+			a.owned = len(t.Rows)
 		}
-	}
-	if len(late) == 0 {
-		return nil
-	}
-	again, err := r.finder.Find(ctx, late)
-	if err != nil {
-		return err
-	}
-	t.Unreadable = again.Unreadable
-	for _, row := range rows {
-		r.ownRow(t, row, again)
-	}
-	return nil
-}
-
-// own fills in what was found.
-func (r *Reader) own(t *Table, found owner.Found) {
-	t.Unreadable, t.Partial = found.Unreadable, found.Partial
-	for i := range t.Rows {
-		r.ownRow(t, &t.Rows[i], found)
+	default:
 	}
 }
 
-func (r *Reader) ownRow(t *Table, row *Row, found owner.Found) {
-	row.Owners = found.OfSocket(row.Inode, row.Cookie)
-	row.NoOwner = t.Unowned(row)
-	row.Unit, row.Container = r.place(row)
+// forget has the rows from first on filled in again, where it is not known which
+// have been.
+func (a *ahead) forget(first int) {
+	if a != nil {
+		a.owned = min(a.owned, first)
+	}
 }
 
 // place returns the unit and container of a row, by the control group that the

@@ -54,6 +54,7 @@ type Table struct {
 	Unentered int
 
 	listeners []Row // that Servers asked for
+	ahead     *ahead
 
 	here  uint64 // this process's network namespace
 	infos []sockopt.TCPInfo
@@ -83,17 +84,14 @@ func (r *Reader) Close() error { return r.finder.Close() }
 func (r *Reader) Read(ctx context.Context, q Query) (*Table, error) {
 	t := &Table{}
 	p := q.plan()
-	wait := func() (owner.Found, error) { return owner.Found{}, errors.ErrUnsupported }
 	if p.owners {
-		wait = r.lookAhead(ctx, q.Filter == nil && q.States == 0)
+		t.ahead = r.lookAhead(ctx, q.Filter == nil && q.States == 0)
 	}
 	err := t.readAll(ctx, q)
-	found, aheadErr := wait()
-	switch {
-	case err != nil:
-	case p.owners && aheadErr == nil:
-		err = r.joinFound(ctx, t, found)
-	case p.owners:
+	if t.ahead != nil {
+		<-t.ahead.done
+	}
+	if err == nil && p.owners {
 		err = r.join(ctx, t)
 	}
 	if err != nil {
@@ -271,25 +269,34 @@ func (t *Table) dump(ctx context.Context, p plan, ns *netns.Namespace) error {
 	var err error
 	for range readTries {
 		t.Rows = t.Rows[:first]
+		t.ahead.forget(first)
 		if err = t.dumpOnce(ctx, p, ns); !errors.Is(err, sockdiag.ErrInterrupted) {
 			break
 		}
 	}
-	t.dropRepeated(first)
+	if t.dropRepeated(first) {
+		t.ahead.forget(first) // the rows have moved
+	}
 	return err
 }
 
 func (t *Table) dumpOnce(ctx context.Context, p plan, ns *netns.Namespace) error {
-	row := Row{Namespace: ns}
 	for s, err := range sockdiag.Dump(ctx, p.query) {
 		if err != nil {
 			return err
 		}
-		if row.Socket = s; !p.late && !p.match.Match(&row) {
+		last := len(t.Rows)
+		t.Rows = append(t.Rows, Row{})
+		row := &t.Rows[last]
+		row.Socket, row.Namespace = s, ns
+		if !p.late && !p.match.Match(row) {
+			t.Rows = t.Rows[:last]
 			continue
 		}
-		t.Rows = append(t.Rows, row)
-		t.keepInfo(&t.Rows[len(t.Rows)-1])
+		t.keepInfo(row)
+		if last%ownEvery == 0 {
+			t.ahead.own(t)
+		}
 	}
 	return nil
 }
@@ -297,7 +304,7 @@ func (t *Table) dumpOnce(ctx context.Context, p plan, ns *netns.Namespace) error
 // dropRepeated leaves one of the rows from first on that are of the same socket.
 // It is listed twice if it begins to listen, or to connect, between the parts of
 // the table that the kernel goes through: once in CLOSE or LISTEN.
-func (t *Table) dropRepeated(first int) {
+func (t *Table) dropRepeated(first int) (dropped bool) {
 	idle := map[uint64]int{} // cookie to row
 	isIdle := func(r *Row) bool {
 		return r.Cookie != 0 && (r.State == fivetuple.StateClose || r.State == fivetuple.StateListen)
@@ -312,7 +319,7 @@ func (t *Table) dropRepeated(first int) {
 		}
 	}
 	if len(idle) == 0 {
-		return
+		return false
 	}
 	for i := first; i < len(t.Rows); i++ {
 		if r := &t.Rows[i]; !isIdle(r) {
@@ -325,6 +332,7 @@ func (t *Table) dropRepeated(first int) {
 	for _, i := range slices.Backward(slices.Compact(drop)) {
 		t.Rows = slices.Delete(t.Rows, i, i+1)
 	}
+	return len(drop) > 0
 }
 
 // keepInfo copies TCP_INFO, which the dump overwrites, to where many fit.

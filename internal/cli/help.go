@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"strings"
@@ -13,7 +14,8 @@ const helpWidth = 80
 
 // writeHelp prints the help of a command: worked examples first, then how it is
 // called, what it does, and its flags.
-func writeHelp(w io.Writer, c *cobra.Command) {
+func writeHelp(out io.Writer, c *cobra.Command) error {
+	w := bufio.NewWriter(out)
 	if c.HasExample() {
 		fmt.Fprintf(w, "Examples:\n%s\n\n", c.Example)
 	}
@@ -23,7 +25,7 @@ func writeHelp(w io.Writer, c *cobra.Command) {
 			about = c.Short + "."
 		}
 		for paragraph := range strings.SplitSeq(about, "\n\n") {
-			if !strings.HasPrefix(paragraph, " ") { // what is indented is an example
+			if !strings.HasPrefix(paragraph, " ") { // what is indented is an example or a list
 				paragraph = wrap(paragraph, "")
 			}
 			fmt.Fprintf(w, "\n%s\n", paragraph)
@@ -46,6 +48,7 @@ func writeHelp(w io.Writer, c *cobra.Command) {
 	if c.HasAvailableSubCommands() {
 		fmt.Fprintf(w, "\n\"%s COMMAND --help\" tells more about a command.\n", c.CommandPath())
 	}
+	return w.Flush()
 }
 
 func useLine(c *cobra.Command) string {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"regexp"
 	"strings"
@@ -59,5 +60,22 @@ func TestWrapBreaksAtSpaces(t *testing.T) {
 		if got := wrap(tt.text, tt.indent); got != tt.want {
 			t.Errorf("wrap(%q, %q)\ngot  %q\nwant %q", tt.text, tt.indent, got, tt.want)
 		}
+	}
+}
+
+func TestHelpListsEachColumnOnALine(t *testing.T) {
+	var b bytes.Buffer
+	if err := writeHelp(&b, (&app{}).ls()); err != nil {
+		t.Fatal(err)
+	}
+	want := "\nColumns:\n\n  proto      protocol\n  state      state, as the kernel names it\n"
+	if !strings.Contains(b.String(), want) {
+		t.Errorf("got\n%swant within it\n%s", &b, want)
+	}
+}
+
+func TestHelpThatCannotBeWrittenIsAnError(t *testing.T) {
+	if err := writeHelp(failing{}, (&app{}).ls()); !errors.Is(err, errFull) {
+		t.Errorf("got error %v, want %v", err, errFull)
 	}
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,7 +30,9 @@ type groupRow struct {
 	Owners      []owner.Process `json:"owners"`
 }
 
-func (a *app) printGroups(t *table.Table, l listing) error {
+// printGroups prints the rows put together, a table in no more than so many
+// lines unless they are 0.
+func (a *app) printGroups(t *table.Table, l listing, lines int) error {
 	groups, err := t.Group(l.by)
 	if err != nil {
 		return err
@@ -47,13 +50,31 @@ func (a *app) printGroups(t *table.Table, l listing) error {
 			rows[i].States[state.String()] = n
 		}
 	}
-	if _, err := printRows(a, "groups", each(rows), groupColumns(l.by)); err != nil {
+	columns := groupColumns(l.by)
+	if !a.isTable() {
+		_, err = printRows(a, "groups", each(rows), columns)
 		return err
 	}
-	if a.format == formatTable || a.format == formatWide {
-		a.footer(t, l)
+	var text strings.Builder
+	if _, err := printTable(&text, each(rows), visible(columns, a.format == formatWide), useColor(a.out), terminalWidth(a.out)); err != nil {
+		return err
 	}
+	below := newFooter(t, len(t.Rows), l)
+	if _, err := io.WriteString(a.out, cutLines(text.String(), below.room(lines, terminalWidth(a.out)))); err != nil {
+		return err
+	}
+	below.print(a.err)
 	return nil
+}
+
+// cutLines cuts text to so many lines, of which the last says so; 0 is no bound.
+func cutLines(text string, lines int) string {
+	all := strings.SplitAfter(strings.TrimSuffix(text, "\n"), "\n")
+	if lines == 0 || len(all) <= lines {
+		return text
+	}
+	kept := lines - 1
+	return strings.Join(all[:kept], "") + "and " + plural(len(all)-kept, "more line") + "\n"
 }
 
 func groupColumns(by string) []column[groupRow] {

@@ -13,6 +13,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"os"
@@ -28,6 +29,8 @@ type app struct {
 	out    io.Writer
 	err    io.Writer
 	format string // of -o
+
+	helpErr error // of printing help, which cobra does not hand on
 }
 
 // Main runs the command line and returns the exit code.
@@ -37,7 +40,7 @@ func Main(args []string, in io.Reader, out, err io.Writer) int {
 	root.SetArgs(args)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return a.exit(root.ExecuteContext(ctx))
+	return a.exit(cmp.Or(root.ExecuteContext(ctx), a.helpErr))
 }
 
 func (a *app) root() *cobra.Command {
@@ -65,8 +68,8 @@ command it lists what listens, as ft ls does.`,
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(flagError)
-	root.SetHelpFunc(func(c *cobra.Command, _ []string) { writeHelp(c.OutOrStdout(), c) })
-	root.SetUsageFunc(func(c *cobra.Command) error { writeHelp(c.OutOrStderr(), c); return nil })
+	root.SetHelpFunc(func(c *cobra.Command, _ []string) { a.helpErr = writeHelp(c.OutOrStdout(), c) })
+	root.SetUsageFunc(func(c *cobra.Command) error { return writeHelp(c.OutOrStderr(), c) })
 	root.SetHelpCommand(helpCommand())
 	root.Flags().BoolVar(&version, "version", false, "print the version, as ft version does")
 	root.PersistentFlags().StringVarP(&a.format, "output", "o", formatTable, "`format` of the results: table, wide, json, ndjson or csv")

@@ -42,10 +42,8 @@ filter asks for them.
 It needs a terminal; ft ls --watch writes to a file or a pipe. On a large machine
 the interval is stretched so that reading takes no more than 30% of the time.`,
 		Example: `  ft top                                 all IP sockets
-  ft top tcp and port 443                those of HTTPS
   ft top 'rate > 1MiB/s'                 those that move data
-  ft top proc:nginx --sort -rtt          nginx, the slowest peers first
-  ft top --columns local,remote,rtt,cwnd,retrans -t`,
+  ft top proc:nginx --sort -rtt          nginx, the slowest peers first`,
 		RunE: func(c *cobra.Command, args []string) error { return a.runTop(c.Context(), args, f) },
 	}
 	f.kindFlags.add(c)

@@ -173,7 +173,7 @@ func (w *watcher) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.unreadable = found.Unreadable
+	w.unreadable, w.partial = found.Unreadable, found.Partial
 	groups := map[owner.Process]owner.Cgroup{}
 	for _, s := range w.ownerless {
 		s.row.Owners = append([]owner.Holder(nil), found.Of(s.row.Inode)...) // else all that was found is kept

@@ -39,9 +39,10 @@ type Options struct {
 
 // Start says how a watch began.
 type Start struct {
-	Sockets    int   // that are there already, whether the filter takes them or not
-	Unreadable int   // processes whose sockets cannot be told to be theirs
-	NoEvents   error // why the kernel tells of no closes: what opens and closes between two looks is missed
+	Sockets    int    // that are there already, whether the filter takes them or not
+	Unreadable int    // processes whose sockets cannot be told to be theirs
+	Partial    string // why there may be processes that are not even seen
+	NoEvents   error  // why the kernel tells of no closes: what opens and closes between two looks is missed
 }
 
 // Watch looks at the socket table of the calling thread's network namespace again
@@ -89,6 +90,7 @@ type watcher struct {
 	steps      []step    // of a look under way
 	ownerless  []*socket // of a look under way: their owners are to be found
 	unreadable int
+	partial    string
 	pending    []Event
 }
 
@@ -140,7 +142,7 @@ func (w *watcher) run(ctx context.Context, yield func(Event, error) bool) error 
 		return err
 	}
 	if w.pending = nil; w.Started != nil {
-		start.Sockets, start.Unreadable = len(w.known), w.unreadable
+		start.Sockets, start.Unreadable, start.Partial = len(w.known), w.unreadable, w.partial
 		w.Started(start)
 	}
 	next := time.NewTimer(w.pause(cost))

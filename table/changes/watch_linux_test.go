@@ -29,6 +29,7 @@ type recorder struct {
 	mu     sync.Mutex
 	events []Event
 	stall  chan struct{} // if not nil, the next event is taken when it is closed
+	pace   time.Duration // how long each event takes
 }
 
 func record(t *testing.T, o Options) *recorder {
@@ -74,8 +75,11 @@ func (r *recorder) watch(t *testing.T, o Options) {
 func (r *recorder) take(e Event) {
 	r.mu.Lock()
 	r.events = append(r.events, e)
-	stall := r.stall
+	stall, pace := r.stall, r.pace
 	r.mu.Unlock()
+	if pace > 0 {
+		<-time.After(pace)
+	}
 	if stall != nil {
 		<-stall
 	}
@@ -259,6 +263,33 @@ func TestEveryShortConnectionOfABurstIsToldClosed(t *testing.T) {
 	}
 	if len(cookies) != 2*n || len(closes) != 2*n {
 		t.Errorf("%d closes of %d sockets, want %d", len(closes), len(cookies), 2*n)
+	}
+}
+
+// What waits to be told must not look as if the kernel had told nothing of it.
+func TestEndsAreWholeThoughTheirReaderIsSlow(t *testing.T) {
+	const held, short = 5, 60
+	r := record(t, Options{Interval: 20 * time.Millisecond})
+	l := r.listen(t, "tcp", "127.0.0.1:0")
+	var clients, servers [held]net.Conn
+	for i := range held {
+		clients[i], servers[i] = r.connect(t, l)
+	}
+	r.await(t, 2*held, kind(Open, fivetuple.TCP))
+	r.mu.Lock()
+	r.pace = 20 * time.Millisecond // so that it is behind by more than grace
+	r.mu.Unlock()
+	for range short {
+		client, server := r.connect(t, l)
+		endBoth(t, client, server)
+	}
+	for i := range held {
+		endBoth(t, clients[i], servers[i])
+	}
+	for _, e := range r.await(t, 2*(held+short), kind(Close, fivetuple.TCP)) {
+		if !e.Final || e.Err != "" {
+			t.Errorf("got %+v", e)
+		}
 	}
 }
 
