@@ -56,9 +56,9 @@ func queueLines(s sockdiag.Socket) []Line {
 		}
 		return []Line{{"accept queue", text}, {"dropped", fmt.Sprintf("%d times an attempt to connect, since it listens", m.Drops)}}
 	}
-	recv, send := bytes(uint64(s.RecvQueue))+" to be read", bytes(uint64(s.SendQueue))+" unacknowledged"
-	if s.Protocol != fivetuple.TCP {
-		recv, send = bytes(uint64(s.RecvQueue))+" waiting", bytes(uint64(s.SendQueue))+" on the way"
+	recv, send := bytes(uint64(s.RecvQueue))+" waiting", bytes(uint64(s.SendQueue))+" on the way"
+	if s.Protocol == fivetuple.TCP {
+		recv, send = tcpQueues(s)
 	}
 	if m.RecvBuffer > 0 {
 		recv += fmt.Sprintf("; %s of %s of kernel memory taken", bytes(uint64(m.RecvAlloc)), bytes(uint64(m.RecvBuffer)))
@@ -71,6 +71,29 @@ func queueLines(s sockdiag.Socket) []Line {
 		lines = append(lines, Line{"dropped", fmt.Sprintf("%d packets for want of room or as not valid", m.Drops)})
 	}
 	return lines
+}
+
+// tcpQueues tells the data in the queues from the SYN or FIN, which the kernel
+// counts there as a byte.
+func tcpQueues(s sockdiag.Socket) (recv, send string) {
+	recv, send = bytes(uint64(s.RecvQueue))+" to be read", bytes(uint64(s.SendQueue))+" unacknowledged"
+	switch s.State {
+	case fivetuple.StateCloseWait, fivetuple.StateLastAck, fivetuple.StateClosing:
+		if s.RecvQueue > 0 {
+			recv = bytes(uint64(s.RecvQueue-1)) + " to be read, and then the end"
+		}
+	}
+	flag := ""
+	switch s.State {
+	case fivetuple.StateSynSent:
+		flag = "SYN"
+	case fivetuple.StateFinWait1, fivetuple.StateLastAck, fivetuple.StateClosing:
+		flag = "FIN"
+	}
+	if flag != "" && s.SendQueue > 0 {
+		send = bytes(uint64(s.SendQueue-1)) + " and the " + flag + " unacknowledged"
+	}
+	return recv, send
 }
 
 func progressLines(t *sockopt.TCPInfo) []Line {
@@ -88,9 +111,13 @@ func progressLines(t *sockopt.TCPInfo) []Line {
 	if t.DataSegsIn > 0 {
 		received += fmt.Sprintf(", the last %s ago", duration(t.LastDataRecv))
 	}
+	acked := t.BytesAcked
+	if t.Size >= bytesRetransEnd { // without the SYN and the FIN, which the kernel counts as a byte each
+		acked = min(acked, t.BytesSent-min(t.BytesRetrans, t.BytesSent))
+	}
 	return []Line{
 		{"sent", sent},
-		{"acknowledged", fmt.Sprintf("%s by the peer, %s ago", bytes(t.BytesAcked), duration(t.LastAckRecv))},
+		{"acknowledged", fmt.Sprintf("%s by the peer, %s ago", bytes(acked), duration(t.LastAckRecv))},
 		{"unacknowledged", fmt.Sprintf("%d segments, %d of them believed on the path", t.Unacked, inFlight(t))},
 		{"not sent", bytes(uint64(t.NotSentBytes)) + " queued and not sent once"},
 		{"received", received},
@@ -101,6 +128,7 @@ func progressLines(t *sockopt.TCPInfo) []Line {
 const (
 	sndbufLimitedEnd = 192 // Linux 4.10, and all that it is a part of
 	bytesSentEnd     = 208 // 4.19
+	bytesRetransEnd  = 216 // 4.19
 	sndWndEnd        = 232 // 5.4
 	rcvWndEnd        = 236 // 6.2
 	rtoEnd           = 242 // 6.7

@@ -19,6 +19,8 @@ func TestExplainPutsTCPInfoIntoWords(t *testing.T) {
 	s.Memory.SendQueued, s.Memory.RecvAlloc = 300_000, 4096
 	t1 := *s.Info
 	t1.BytesRetrans, t1.TotalRetrans, t1.DSACKDups, t1.TotalRTO = 1448*8, 8, 2, 1
+	t1.BytesSent += t1.BytesRetrans
+	t1.BytesAcked = t1.BytesSent - t1.BytesRetrans + 1 // with the FIN
 	t1.CAState, t1.Lost, t1.Retrans, t1.Sacked, t1.SndSSThresh = 3, 3, 2, 4, 10
 	t1.RTO, t1.RTTVar, t1.Options, t1.SndWScale, t1.PMTU = 220*time.Millisecond, 3*time.Millisecond, 15, 7, 1500
 	t1.LastDataSent, t1.LastAckRecv, t1.LastDataRecv = 4*time.Millisecond, 2*time.Millisecond, time.Minute
@@ -86,6 +88,12 @@ func TestExplainLeavesOutWhatTheKernelDoesNotTell(t *testing.T) {
 			"queues\n  accept queue: 129 of 128 connections wait for accept(2): full, more are dropped\n  dropped: 0 times an attempt to connect, since it listens\n"},
 		{sockdiag.Socket{Protocol: fivetuple.UDP, State: fivetuple.StateClose, RecvQueue: 768, Memory: sockdiag.Memory{RecvAlloc: 768, RecvBuffer: 2048, SendBuffer: 2048, Drops: 9}},
 			"queues\n  receive: 768 B waiting; 768 B of 2.0 KiB of kernel memory taken\n  send: 0 B on the way; 0 B of 2.0 KiB of kernel memory taken\n  dropped: 9 packets for want of room or as not valid\n"},
+		{sockdiag.Socket{Protocol: fivetuple.TCP, State: fivetuple.StateCloseWait, RecvQueue: 6, SendQueue: 2},
+			"queues\n  receive: 5 B to be read, and then the end\n  send: 2 B unacknowledged\n"},
+		{sockdiag.Socket{Protocol: fivetuple.TCP, State: fivetuple.StateLastAck, SendQueue: 6},
+			"queues\n  receive: 0 B to be read\n  send: 5 B and the FIN unacknowledged\n"},
+		{sockdiag.Socket{Protocol: fivetuple.TCP, State: fivetuple.StateSynSent, SendQueue: 1},
+			"queues\n  receive: 0 B to be read\n  send: 0 B and the SYN unacknowledged\n"},
 		{sockdiag.Socket{Protocol: fivetuple.Unix, State: fivetuple.StateEstablished},
 			"queues\n  receive: 0 B waiting\n  send: 0 B on the way\n"},
 	} {

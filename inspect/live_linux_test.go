@@ -111,6 +111,27 @@ func TestReadsEveryOptionAndTheQueues(t *testing.T) {
 	}
 }
 
+// The kernel counts a FIN as a byte in its queue, and a SYN as one that was acknowledged.
+func TestTellsDataFromSYNAndFIN(t *testing.T) {
+	client, server, _ := plainPair(t)
+	_, err := unix.Write(client, []byte("hello"))
+	must(t, err)
+	must(t, unix.Shutdown(client, unix.SHUT_WR))
+	for _, tt := range []struct {
+		fd         int
+		name, want string
+	}{
+		{server, "receive", "5 B to be read, and then the end; "},
+		{client, "acknowledged", "5 B by the peer"},
+	} {
+		s, err := Read(t.Context(), ownRow(t, tt.fd))
+		must(t, err)
+		if got := text(Explain(s.Socket)); !strings.Contains(got, tt.name+": "+tt.want) {
+			t.Errorf("want %s: %s in\n%s", tt.name, tt.want, got)
+		}
+	}
+}
+
 func TestMarksTheOptionsThatSomebodySet(t *testing.T) {
 	client, server, listener := plainPair(t)
 	datagram := plainSocket(t, unix.AF_INET, unix.SOCK_DGRAM)

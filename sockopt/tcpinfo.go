@@ -254,32 +254,81 @@ func (t *TCPInfo) AppendJSON(b []byte) []byte {
 
 // UnmarshalJSON is the inverse of [TCPInfo.MarshalJSON]. Size is that of a kernel whose last field is the last one there.
 func (t *TCPInfo) UnmarshalJSON(b []byte) error {
-	var values map[string]json.RawMessage
-	if err := json.Unmarshal(b, &values); err != nil {
-		return err
-	}
 	*t = TCPInfo{}
 	v := reflect.ValueOf(t).Elem()
-	for _, f := range tcpInfoFields {
-		text, ok := values[f.name]
-		if !ok {
-			continue
+	next := 0 // the field that most likely comes next
+	return eachMember(b, func(name, text []byte) error {
+		if next == len(tcpInfoFields) || string(name) != tcpInfoFields[next].name {
+			if next = slices.IndexFunc(tcpInfoFields, func(f tcpInfoField) bool { return f.name == string(name) }); next < 0 {
+				next = 0
+				return nil
+			}
 		}
-		var err error
-		switch {
-		case f.duration:
-			var d time.Duration
-			d, err = parseSeconds(string(text))
-			v.Field(f.index).SetInt(int64(d))
-		case f.index == caStateField:
-			t.CAState, err = parseCAState(text)
-		default:
-			err = json.Unmarshal(text, v.Field(f.index).Addr().Interface())
-		}
-		if err != nil {
+		f := &tcpInfoFields[next]
+		next++
+		t.Size = max(t.Size, f.end)
+		if err := t.parseField(f, v.Field(f.index), text); err != nil {
 			return fmt.Errorf("read TCP_INFO: %s: %w", f.name, err)
 		}
-		t.Size = max(t.Size, f.end)
+		return nil
+	})
+}
+
+func (t *TCPInfo) parseField(f *tcpInfoField, field reflect.Value, text []byte) (err error) {
+	switch {
+	case f.duration:
+		var d time.Duration
+		d, err = parseSeconds(string(text))
+		field.SetInt(int64(d))
+	case f.index == caStateField:
+		t.CAState, err = parseCAState(text)
+	case field.CanUint():
+		var n uint64
+		n, err = strconv.ParseUint(string(text), 10, field.Type().Bits())
+		field.SetUint(n)
+	default:
+		err = json.Unmarshal(text, field.Addr().Interface())
+	}
+	return err
+}
+
+// eachMember calls f with the name and the value of each member of a JSON object,
+// which is valid, as what encoding/json gives to an UnmarshalJSON is.
+func eachMember(b []byte, f func(name, value []byte) error) error {
+	if b = bytes.TrimSpace(b); len(b) == 0 || b[0] != '{' {
+		return json.Unmarshal(b, &map[string]json.RawMessage{}) // null is none, all else an error
+	}
+	var name []byte
+	depth, value := 0, 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '"':
+			start := i + 1
+			for i = start; i < len(b) && b[i] != '"'; i++ {
+				if b[i] == '\\' {
+					i++
+				}
+			}
+			if depth == 1 && value == 0 {
+				name = b[start:min(i, len(b))]
+			}
+		case ':':
+			if depth == 1 {
+				value = i + 1
+			}
+		case '{', '[':
+			depth++
+		case '}', ']', ',':
+			if depth == 1 && value > 0 {
+				if err := f(name, bytes.TrimSpace(b[value:i])); err != nil {
+					return err
+				}
+				value = 0
+			}
+			if b[i] != ',' {
+				depth--
+			}
+		}
 	}
 	return nil
 }

@@ -113,7 +113,7 @@ const (
 // own are the rows of this process's network namespace, whose ephemeral ports
 // are known.
 func (t *Table) own() []Row {
-	elsewhere := func(r Row) bool { return r.Namespace != nil && r.netns() != t.here }
+	elsewhere := func(r Row) bool { return t.here != 0 && r.Namespace != nil && r.netns() != t.here }
 	if !slices.ContainsFunc(t.Rows, elsewhere) {
 		return t.Rows
 	}

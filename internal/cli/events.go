@@ -79,18 +79,15 @@ func (a *app) runEvents(ctx context.Context, args []string, f eventsFlags) error
 	if err != nil {
 		return err
 	}
-	if f.until > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, f.until)
-		defer cancel()
-	}
-	w := eventWatch{app: a, flags: f, filter: expr, counts: map[changes.EventKind]int{}, start: time.Now()}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	w := eventWatch{app: a, flags: f, filter: expr, counts: map[changes.EventKind]int{}, stop: stop}
 	err = w.print(w.events(ctx))
-	if !w.started {
+	if w.start.IsZero() {
 		return err
 	}
 	fmt.Fprintln(a.err, w.summary())
-	if err == nil && w.total == 0 && context.Cause(ctx) == context.DeadlineExceeded {
+	if over := f.until > 0 && time.Since(w.start) >= f.until; err == nil && w.total == 0 && over {
 		return answerIsNo
 	}
 	return err
@@ -98,13 +95,13 @@ func (a *app) runEvents(ctx context.Context, args []string, f eventsFlags) error
 
 // eventWatch is a watch, and what it has told so far.
 type eventWatch struct {
-	app     *app
-	flags   eventsFlags
-	filter  *filter.Filter
-	start   time.Time
-	started bool
-	counts  map[changes.EventKind]int
-	total   int
+	app    *app
+	flags  eventsFlags
+	filter *filter.Filter
+	stop   func()
+	start  time.Time // when the first look at the table was over; zero before
+	counts map[changes.EventKind]int
+	total  int
 }
 
 func (w *eventWatch) events(ctx context.Context) iter.Seq2[changes.Event, error] {
@@ -122,9 +119,12 @@ func (w *eventWatch) events(ctx context.Context) iter.Seq2[changes.Event, error]
 	}
 }
 
-// begun says what can be missed.
+// begun says what can be missed. The time of --for begins.
 func (w *eventWatch) begun(s changes.Start) {
-	w.started = true
+	w.start = time.Now()
+	if w.flags.until > 0 {
+		time.AfterFunc(w.flags.until, w.stop)
+	}
 	a, every := w.app, stats.FormatDuration(w.flags.interval)
 	if s.NoEvents != nil {
 		a.warn("%v", s.NoEvents)
@@ -132,9 +132,7 @@ func (w *eventWatch) begun(s changes.Start) {
 	} else {
 		a.warn("watching %s; what opens and closes within %s is told at its end only, of Unix sockets not at all", plural(s.Sockets, "socket"), every)
 	}
-	if s.Unreadable > 0 {
-		a.warn("%d processes may not be looked into: their sockets show no process; root sees all", s.Unreadable)
-	}
+	a.warnUnseen(s.Unreadable, s.Partial)
 }
 
 // summary returns "3 opened, 2 closed, 1 listening, 0 lost in 12.3 s".

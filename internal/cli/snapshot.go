@@ -60,10 +60,21 @@ func (a *app) saveSnapshot(ctx context.Context, path string, filter []string) er
 		return err
 	}
 	fmt.Fprintf(a.err, "%s saved to %s\n", plural(len(s.Rows), "socket"), path)
-	if s.Unreadable > 0 {
-		a.warn("%d processes may not be looked into: their sockets are saved without a process; root sees all", s.Unreadable)
-	}
+	a.warnUnseen(s.Unreadable, s.Partial)
 	return nil
+}
+
+// warnUnseen says why sockets have no process that should have one.
+func (a *app) warnUnseen(unreadable int, partial string) {
+	switch {
+	case unreadable == 1:
+		a.warn("1 process may not be looked into: its sockets are shown without it; root sees all")
+	case unreadable > 1:
+		a.warn("%d processes may not be looked into: their sockets are shown without them; root sees all", unreadable)
+	}
+	if partial != "" {
+		a.warn("%s: their sockets are shown without them", partial)
+	}
 }
 
 // takeSnapshot reads the table now.

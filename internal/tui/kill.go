@@ -12,6 +12,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/sockdiag"
+	"github.com/fivetuple/fivetuple/table"
 )
 
 // kill is the question whether a socket shall be closed. It is about the socket
@@ -21,8 +22,9 @@ type kill struct {
 }
 
 type killedMsg struct {
-	row pageRow
-	err error
+	row    pageRow
+	result table.Closed
+	err    error
 }
 
 func (m *model) askKill() tea.Cmd {
@@ -51,7 +53,12 @@ func (k *kill) question() []string {
 	case r.Protocol == fivetuple.TCP && r.State == fivetuple.StateTimeWait:
 		lines = append(lines, "It is over already; the kernel forgets its ports at once.")
 	case r.Protocol == fivetuple.TCP:
-		lines = append(lines, "Its process gets ECONNABORTED, the peer a reset.", "Data on the way is lost.")
+		lines = append(lines, "Its process gets ECONNABORTED, the peer a reset.", "Data on the way is lost.",
+			"Without CAP_NET_ADMIN it is shut down: both read the end.")
+	case r.Protocol == fivetuple.UDP || r.Protocol == fivetuple.UDPLite:
+		lines = append(lines, "Its process gets ECONNABORTED once; a port that it chose stays bound.")
+	case r.Protocol.IsUnix():
+		lines = append(lines, "It is shut down: its process and the peer read the end.")
 	default:
 		lines = append(lines, "Its process gets ECONNABORTED.")
 	}
@@ -89,27 +96,33 @@ func (m *model) answer(key string) tea.Cmd {
 	return func() tea.Msg {
 		ctx, cancel := context.WithTimeout(m.ctx, 5*time.Second)
 		defer cancel()
-		return killedMsg{row, m.destroy(ctx, row.Socket)}
+		result, err := m.kill(ctx, &row.Row)
+		return killedMsg{row, result, err}
 	}
 }
 
 func (m *model) killed(msg killedMsg) tea.Cmd {
-	m.message = killMessage(&msg.row, msg.err)
+	m.message = killMessage(&msg)
 	return m.read()
 }
 
-func killMessage(r *pageRow, err error) string {
+func killMessage(msg *killedMsg) string {
+	what := describe(&msg.row)
 	switch {
-	case err == nil:
-		return "Closed " + describe(r)
-	case errors.Is(err, fs.ErrNotExist):
-		return "It was closed before: " + describe(r)
-	case errors.Is(err, fs.ErrPermission):
+	case msg.result == table.Destroyed:
+		return "Closed " + what
+	case msg.result == table.ShutDown:
+		return "Shut down " + what
+	case msg.result == table.Aborted:
+		return "Its process was told, and it is still bound: " + what
+	case msg.result == table.Gone:
+		return "It was closed before: " + what
+	case errors.Is(msg.err, fs.ErrPermission):
 		return "Not closed: that takes CAP_NET_ADMIN; run ft top as root."
-	case errors.Is(err, errors.ErrUnsupported):
-		return fmt.Sprintf("Not closed: the kernel cannot do that here; try `ft kill cookie:%x`.", r.Cookie)
+	case errors.Is(msg.err, errors.ErrUnsupported):
+		return "Not closed: only the process that holds it can close it."
 	}
-	return "Not closed: " + firstLine(err)
+	return "Not closed: " + firstLine(msg.err)
 }
 
 // detail is what the kernel says of the selected socket alone, in full.

@@ -35,7 +35,7 @@ func (b *book) leaks(ephemeral fivetuple.PortRange) []string {
 		}
 		var row table.Row
 		b.unpack(int32(i), &row, &b.info)
-		row.Info = nil
+		row.Info, row.Namespace = nil, nil // all are of this one, which the table does not know
 		b.own(p, &row, nil)
 		t.Rows = append(t.Rows, row)
 	}

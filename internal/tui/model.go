@@ -20,7 +20,7 @@ type model struct {
 	working sync.RWMutex // held by what runs beside the screen
 	options Options
 	book    *book
-	destroy func(context.Context, sockdiag.Socket) error
+	kill    func(context.Context, *table.Row) (table.Closed, error)
 	get     func(context.Context, sockdiag.Socket, sockdiag.Details) (sockdiag.Socket, error)
 	parse   func(context.Context, string) (*filter.Filter, error)
 	ascii   bool // no other characters than these
@@ -82,13 +82,13 @@ type (
 func newModel(ctx context.Context, o Options) (*model, error) {
 	m := &model{
 		ctx: ctx, options: o, book: newBook(), text: o.Filter,
-		destroy: o.Destroy, get: sockdiag.Get, parse: filter.Parse,
+		kill: o.Close, get: sockdiag.Get, parse: filter.Parse,
 		every:     o.Interval,
 		groupSort: len(groupColumns) - 1, groupOrder: true,
 		width: 80, height: 24, need: map[string]int{},
 	}
-	if m.destroy == nil {
-		m.destroy = sockdiag.Destroy
+	if m.kill == nil {
+		m.kill = table.Close
 	}
 	if m.every <= 0 {
 		m.every = time.Second

@@ -23,6 +23,7 @@ import (
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/sockdiag"
 	"github.com/fivetuple/fivetuple/sockopt"
+	"github.com/fivetuple/fivetuple/table"
 )
 
 var update = flag.Bool("update", false, "write the wanted screens anew")
@@ -46,7 +47,7 @@ func sit(t *testing.T, o Options, k *kernel, test func(*user)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		u := &user{T: t, kernel: k, pids: map[uint32]int{}}
-		o.Destroy = u.destroySocket
+		o.Close = u.closeSocket
 		var err error
 		if u.model, err = newModel(t.Context(), o); err != nil {
 			t.Fatal(err)
@@ -69,15 +70,15 @@ func (u *user) learnOwners() {
 	u.turn()
 }
 
-func (u *user) destroySocket(_ context.Context, s sockdiag.Socket) error {
+func (u *user) closeSocket(_ context.Context, r *table.Row) (table.Closed, error) {
 	for i, have := range u.kernel.sockets {
-		if have.Cookie == s.Cookie {
+		if have.Cookie == r.Cookie {
 			u.kernel.sockets = slices.Delete(slices.Clone(u.kernel.sockets), i, i+1)
-			u.closed = append(u.closed, s)
-			return nil
+			u.closed = append(u.closed, r.Socket)
+			return table.Destroyed, nil
 		}
 	}
-	return fs.ErrNotExist
+	return table.Gone, nil
 }
 
 func (u *user) getSocket(_ context.Context, s sockdiag.Socket, _ sockdiag.Details) (sockdiag.Socket, error) {
@@ -362,7 +363,7 @@ func TestAClosedSelectedSocketIsSaidToBeClosed(t *testing.T) {
 		u.press("down")
 		cookie := u.pickedCookie()
 		u.sees("9.0K")
-		u.destroySocket(t.Context(), sockdiag.Socket{Cookie: cookie})
+		u.closeSocket(t.Context(), &table.Row{Socket: sockdiag.Socket{Cookie: cookie}})
 		u.second()
 		u.sees("closed")
 		u.seesNot("9.0K") // it moves nothing any more
@@ -494,18 +495,21 @@ func TestWhatIsClosedIsWhatTheQuestionShowed(t *testing.T) {
 	})
 }
 
-func TestWhyASocketWasNotClosedIsSaid(t *testing.T) {
+func TestWhatBecameOfASocketIsSaid(t *testing.T) {
 	for _, tt := range []struct {
-		err  error
-		sees string
+		result table.Closed
+		err    error
+		sees   string
 	}{
-		{fmt.Errorf("x: %w", fs.ErrPermission), "CAP_NET_ADMIN"},
-		{fmt.Errorf("x: %w", errors.ErrUnsupported), "ft kill cookie:"},
-		{fmt.Errorf("x: %w", fs.ErrNotExist), "closed before"},
-		{errors.New("disk on fire"), "disk on fire"},
+		{table.NotClosed, fmt.Errorf("x: %w", fs.ErrPermission), "CAP_NET_ADMIN"},
+		{table.NotClosed, fmt.Errorf("x: %w", errors.ErrUnsupported), "only the process that holds it"},
+		{table.NotClosed, errors.New("disk on fire"), "disk on fire"},
+		{table.Gone, nil, "closed before"},
+		{table.ShutDown, nil, "Shut down tcp"},
+		{table.Aborted, nil, "still bound"},
 	} {
 		sit(t, Options{}, office(), func(u *user) {
-			u.destroy = func(context.Context, sockdiag.Socket) error { return tt.err }
+			u.model.kill = func(context.Context, *table.Row) (table.Closed, error) { return tt.result, tt.err }
 			u.press("down", "k", "y")
 			u.sees(tt.sees)
 		})

@@ -18,7 +18,6 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/filter"
-	"github.com/fivetuple/fivetuple/sockdiag"
 	"github.com/fivetuple/fivetuple/table"
 )
 
@@ -41,8 +40,8 @@ type Options struct {
 	// Ephemeral are the ports that the kernel gives to outgoing connections,
 	// to warn before they run out; the zero value: it does not warn.
 	Ephemeral fivetuple.PortRange
-	// Destroy closes a socket; nil means [sockdiag.Destroy].
-	Destroy func(context.Context, sockdiag.Socket) error
+	// Close closes a socket; nil means [table.Close].
+	Close func(context.Context, *table.Row) (table.Closed, error)
 }
 
 // Run shows sockets on the terminal until the user quits or ctx is done, neither of
