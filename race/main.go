@@ -12,10 +12,13 @@ package main
 import (
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // race is one comparison.
@@ -25,11 +28,11 @@ type race struct {
 	theirs     []contender
 }
 
-// contender does the work once. What it printed is read after the time was
-// taken, for what it found, to be compared.
+// contender does the work once. What it printed, to a file in memory, is read
+// after the time was taken, for what it found, to be compared.
 type contender struct {
 	name   string
-	run    func() (printed []byte, err error)
+	run    func(out *os.File) error
 	found  func(printed []byte) (string, error) // nil: nothing to compare
 	target float64                              // what our median may be of this one's, at most; 0 for none
 	over   time.Duration                        // or how much longer it may be
@@ -103,9 +106,7 @@ func (r race) run(rounds int) error {
 	want := ""
 	for round := range rounds + 1 { // the first warms up and is not counted
 		for i, c := range all {
-			began := time.Now()
-			printed, err := c.run()
-			took := time.Since(began)
+			took, printed, err := c.time()
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
@@ -133,6 +134,26 @@ func (r race) run(rounds int) error {
 		fmt.Printf("  %-24s %10v  %s\n", c.name, theirs.Round(time.Microsecond), c.verdict(ours, theirs))
 	}
 	return nil
+}
+
+// time runs the contender once.
+func (c contender) time() (took time.Duration, printed []byte, err error) {
+	fd, err := unix.MemfdCreate("printed", unix.MFD_CLOEXEC)
+	if err != nil {
+		return 0, nil, err
+	}
+	out := os.NewFile(uintptr(fd), "printed")
+	defer out.Close()
+	began := time.Now()
+	if err := c.run(out); err != nil {
+		return 0, nil, err
+	}
+	took = time.Since(began)
+	if _, err := out.Seek(0, io.SeekStart); err != nil {
+		return 0, nil, err
+	}
+	printed, err = io.ReadAll(out)
+	return took, printed, err
 }
 
 // verdict compares our median with this one's.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -41,21 +42,21 @@ func scanRaces(ft string) ([]race, func(), error) {
 	}}, func() {}, nil
 }
 
-// printed runs a command, of a Debian package unless that is "", and returns
-// what it printed. Exit code 1 is no error: what was asked for is not there.
-func printed(pkg string, args ...string) func() ([]byte, error) {
-	return func() ([]byte, error) {
+// printed runs a command, of a Debian package unless that is "". Exit code 1 is
+// no error: what was asked for is not there.
+func printed(pkg string, args ...string) func(out *os.File) error {
+	return func(out *os.File) error {
 		cmd := exec.Command(args[0], args[1:]...)
 		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
+		cmd.Stdout, cmd.Stderr = out, &stderr
+		err := cmd.Run()
 		switch {
 		case err != nil && cmd.ProcessState == nil:
-			return nil, fmt.Errorf("%w: apt-get install %s", err, pkg)
+			return fmt.Errorf("%w: apt-get install %s", err, pkg)
 		case err != nil && cmd.ProcessState.ExitCode() != 1:
-			return nil, fmt.Errorf("%w: %s", err, stderr.Bytes())
+			return fmt.Errorf("%w: %s", err, stderr.Bytes())
 		}
-		return out, nil
+		return nil
 	}
 }
 

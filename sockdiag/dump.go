@@ -92,7 +92,7 @@ var ErrInterrupted = errors.New("the socket table changed while it was read")
 // protocols can be listed, the kernel refuses the Program, or [ErrInterrupted], after the last
 // socket: who keeps what was read should read all of it again, as [List] does.
 //
-// The kernel takes no snapshot: a socket that changes its state during the
+// TCP sockets that are bound and no more come last. The kernel takes no snapshot: a socket that changes its state during the
 // dump can be listed twice, with the same Cookie, or not at all.
 func Dump(ctx context.Context, q Query) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {

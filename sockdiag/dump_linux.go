@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -22,10 +23,19 @@ func dump(ctx context.Context, q Query, each func(*Socket) bool) error {
 		return err
 	}
 	defer c.close()
+	requests := q.requests(wanted)
+	if i := slices.IndexFunc(requests, func(r request) bool { return r.aside }); i >= 0 && len(requests) > 1 {
+		stop, err := requests[i].start(ctx)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		requests = append(slices.Delete(slices.Clone(requests), i, i+1), requests[i]) // by when it is there
+	}
 	var s Socket
 	var missing error // of a kind that the kernel cannot list
 	listed := false
-	for _, r := range q.requests(wanted) {
+	for _, r := range requests {
 		more, err := r.dump(ctx, c, &s, each)
 		switch {
 		case errors.Is(err, errors.ErrUnsupported):
@@ -51,6 +61,8 @@ type request struct {
 	kind   uint16 // of the netlink message
 	body   []byte
 	decode func(*Socket, []byte) (keep bool, err error)
+	aside  bool // takes long and gives little, so it is made beside the others
+	answer *answer
 	// proc reads what the kernel shows without the module, nil if nothing.
 	proc func(s *Socket, each func(*Socket) bool) (more bool, err error)
 }
@@ -87,7 +99,9 @@ func (q Query) requests(wanted kinds) []request {
 
 func (r request) dump(ctx context.Context, c *conn, s *Socket, each func(*Socket) bool) (more bool, err error) {
 	err = unix.ENOENT
-	if r.body != nil {
+	if r.answer != nil {
+		more, err = r.takeAnswer(s, each)
+	} else if r.body != nil {
 		more, err = c.dump(ctx, r.kind, r.body, func(body []byte) (bool, error) {
 			keep, err := r.decode(s, body)
 			if err != nil || !keep {
@@ -100,6 +114,47 @@ func (r request) dump(ctx context.Context, c *conn, s *Socket, each func(*Socket
 		return r.proc(s, each)
 	}
 	return more, r.explain(err)
+}
+
+// answer is that of a request made beside others.
+type answer struct {
+	bodies [][]byte
+	err    error
+	ready  chan struct{} // closed when the others are set
+}
+
+// start makes the request on a socket of its own. stop waits for the end.
+func (r *request) start(ctx context.Context) (stop func(), err error) {
+	c, err := dial() // here: the goroutine may be in another network namespace
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	a := &answer{ready: make(chan struct{})}
+	r.answer = a
+	go func() {
+		defer close(a.ready)
+		defer c.close()
+		_, a.err = c.dump(ctx, r.kind, r.body, func(body []byte) (bool, error) {
+			a.bodies = append(a.bodies, slices.Clone(body))
+			return true, nil
+		})
+	}()
+	return func() { cancel(); <-a.ready }, nil
+}
+
+func (r request) takeAnswer(s *Socket, each func(*Socket) bool) (more bool, err error) {
+	<-r.answer.ready
+	for _, body := range r.answer.bodies {
+		keep, err := r.decode(s, body)
+		if err != nil {
+			return false, err
+		}
+		if keep && !each(s) {
+			return false, nil
+		}
+	}
+	return true, r.answer.err
 }
 
 // explain says what the errors of a request mean. ENOENT: nobody answers for

@@ -63,15 +63,23 @@ func (q Query) inetRequests(wanted kinds, d *decoder) []request {
 		})...)
 	}
 	if wanted.has(fivetuple.TCP) {
-		all = append(all, request{
+		r := request{
 			what: "tcp", module: "tcp_diag", kind: tcpGetSock,
-			body: q.tcpRequest(),
 			decode: func(s *Socket, b []byte) (bool, error) {
 				*s = Socket{Protocol: fivetuple.TCP}
 				err := d.inet(s, b)
 				return !d.subflows.have(s), err
 			},
-		})
+		}
+		states := q.tcpStates()
+		connected, bound := r, r
+		if connected.body = q.tcpRequest(states &^ (1 << boundInactive)); states != 1<<boundInactive {
+			all = append(all, connected)
+		}
+		if bound.body = q.tcpRequest(1 << boundInactive); states&(1<<boundInactive) != 0 {
+			bound.aside = true // there the kernel goes through all TCP sockets once more
+			all = append(all, bound)
+		}
 	}
 	every := func(*Socket) bool { return true }
 	if wanted.has(fivetuple.UDP) {
@@ -124,12 +132,12 @@ func (q Query) inetRequest(family uint8, protocol uint32) []byte {
 // noProtocol is a number of RFC 3692 for experiments, which has no diagnostics.
 const noProtocol = 253
 
-// tcpRequest asks for the TCP sockets of both families.
-func (q Query) tcpRequest() []byte {
+// tcpRequest asks for the TCP sockets of both families in these states.
+func (q Query) tcpRequest(states uint32) []byte {
 	b := make([]byte, tcpRequestSize)
 	b[3] = q.extensions()
 	q.putPorts(b[4:])
-	binary.NativeEndian.PutUint32(b[52:], q.tcpStates())
+	binary.NativeEndian.PutUint32(b[52:], states)
 	return q.appendProgram(b)
 }
 

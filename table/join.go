@@ -32,7 +32,7 @@ func (r *Reader) joinLate(ctx context.Context, t *Table) error {
 	var inodes []uint32
 	var rows []int
 	for i := range t.Rows {
-		if row := &t.Rows[i]; row.Inode != 0 && row.NoOwner != Owned && row.NoOwner != Kernel {
+		if row := &t.Rows[i]; row.ownerMayBeLate() {
 			inodes, rows = append(inodes, row.Inode), append(rows, i)
 		}
 	}
@@ -47,6 +47,12 @@ func (r *Reader) joinLate(ctx context.Context, t *Table) error {
 		r.own(t, t.Rows[i:i+1], &found)
 	}
 	return nil
+}
+
+// ownerMayBeLate says whether the socket may have been opened while the search for
+// owners went on.
+func (r *Row) ownerMayBeLate() bool {
+	return r.Inode != 0 && r.NoOwner != Owned && r.NoOwner != Kernel
 }
 
 // own fills in what was found of some of the table's rows.
@@ -89,18 +95,20 @@ func (r *Reader) lookAhead(ctx context.Context, all bool) *ahead {
 const ownEvery = 1024
 
 // own fills in the owners of the rows so far, if they are known.
-func (a *ahead) own(t *Table) {
+func (a *ahead) own(t *Table) (known bool) {
 	if a == nil {
-		return
+		return false
 	}
 	select {
 	case <-a.done:
-		if a.err == nil {
-			a.reader.own(t, t.Rows[a.owned:], &a.found)
-			a.owned = len(t.Rows)
-		}
 	default:
+		return false
 	}
+	if a.err == nil {
+		a.reader.own(t, t.Rows[a.owned:], &a.found)
+		a.owned = len(t.Rows)
+	}
+	return a.err == nil
 }
 
 // forget has the rows from first on filled in again, where it is not known which

@@ -3,7 +3,6 @@ package table
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 
@@ -109,31 +108,6 @@ func (r *Reader) Read(ctx context.Context, q Query) (*Table, error) {
 		t.Rows = slices.DeleteFunc(t.Rows, func(row Row) bool { return !p.match.Match(&row) })
 	}
 	return t, nil
-}
-
-// Each calls each with the rows of a query as the kernel gives them, and keeps
-// none, until it returns false. Owners and peers are not looked for, and the
-// error of a filter that asks for them wraps [errors.ErrUnsupported].
-func Each(ctx context.Context, q Query, each func(*Row) bool) error {
-	p := q.plan()
-	if p.owners || p.late || q.Peers || q.Rates || len(q.Namespaces) > 0 {
-		return fmt.Errorf("read the socket table row by row: owners, peers, rates and namespaces need the whole: %w", errors.ErrUnsupported)
-	}
-	here, _ := netns.Current()
-	if p.none {
-		return nil
-	}
-	row := Row{Namespace: &here}
-	for s, err := range sockdiag.Dump(ctx, p.query) {
-		if err != nil {
-			return err
-		}
-		row.Socket = s
-		if p.match.Match(&row) && !each(&row) {
-			break
-		}
-	}
-	return nil
 }
 
 // plan is how a query is carried out.

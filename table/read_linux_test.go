@@ -420,7 +420,7 @@ func groupsByPortShowServersAndClients(t *testing.T) {
 func text(n int) string { return string(rune('0' + n)) }
 
 func TestEachRefusesWhatNeedsTheWholeTable(t *testing.T) {
-	for _, q := range []Query{{Owners: true}, {Peers: true}, {Filter: parse(t, "pid 1")}} {
+	for _, q := range []Query{{Rates: true}, {Peers: true}, {Filter: parse(t, "pid 1")}} {
 		if err := Each(t.Context(), q, func(*Row) bool { return true }); err == nil {
 			t.Errorf("%+v: no error", q)
 		}

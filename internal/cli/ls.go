@@ -319,7 +319,7 @@ func byAddress(a, b *table.Row) int {
 // listSockets reads the table and prints it.
 func (a *app) listSockets(ctx context.Context, r *table.Reader, l listing) error {
 	n, err := 0, errors.ErrUnsupported
-	if l.streams() {
+	if l.streams(a.isTable()) {
 		n, err = a.streamSockets(ctx, l)
 	}
 	if n == 0 && errors.Is(err, errors.ErrUnsupported) {

@@ -45,10 +45,12 @@ func (a *app) printSockets(t *table.Table, l listing, lines int) error {
 }
 
 // streams says whether rows may be printed as the kernel gives them: then the
-// list of a large machine is never in memory. TCP_INFO is not kept that way.
-func (l *listing) streams() bool {
+// list of a large machine is never in memory. A table with owners says below
+// what it could not see, and TCP_INFO of one that is gathered is not kept.
+func (l *listing) streams(isTable bool) bool {
 	q := l.query
-	return !q.Owners && !q.Peers && !q.Rates && len(q.Namespaces) == 0 && q.Details&sockdiag.WithInfo == 0 && len(l.sort) == 0 && l.by == ""
+	whole := isTable && (q.Owners || q.Details&sockdiag.WithInfo != 0)
+	return !whole && !q.Peers && !q.Rates && len(q.Namespaces) == 0 && len(l.sort) == 0 && l.by == ""
 }
 
 // streamSockets prints rows while the kernel is still telling them: the dump is
