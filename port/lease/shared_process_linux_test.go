@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"testing"
 
@@ -85,8 +86,15 @@ func stopWithTheLock(args []string) error {
 	if err != nil {
 		return err
 	}
+	// Another thread may take the signal, and this one run for a moment yet.
+	goOn := make(chan os.Signal, 1)
+	signal.Notify(goOn, unix.SIGCONT)
 	l, err := s.Acquire(context.Background(), Request{Name: "stopped", Bind: func(context.Context, netip.AddrPort) error {
-		return unix.Kill(os.Getpid(), unix.SIGSTOP)
+		if err := unix.Kill(os.Getpid(), unix.SIGSTOP); err != nil {
+			return err
+		}
+		<-goOn
+		return nil
 	}})
 	if err != nil {
 		return err

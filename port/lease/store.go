@@ -107,6 +107,9 @@ func scanRow(rows *sql.Rows) (row, error) {
 	if r.Protocol, err = fivetuple.ParseNetwork(protocol); err != nil {
 		return r, fmt.Errorf("lease %d: %w", r.Fence, err)
 	}
+	if !r.Protocol.IsIP() {
+		return r, fmt.Errorf("lease %d is of protocol %s: want tcp or udp", r.Fence, r.Protocol)
+	}
 	if v6only {
 		r.Protocol = narrowed[r.Protocol]
 	}
