@@ -210,6 +210,9 @@ func lsofPIDs(printed []byte) (string, error) {
 			return nil
 		}
 		local, remote, _ := strings.Cut(f[8], "->")
+		if port, any := strings.CutPrefix(local, "*:"); any {
+			local = "0.0.0.0:" + port
+		}
 		return []string{fmt.Sprintf("%s %s %s %s", strings.Trim(f[9], "()"), local, remote, f[1])}
 	})
 }

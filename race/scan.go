@@ -17,12 +17,20 @@ import (
 // Netcat is no contender: `nc -z` connects to itself on a few ephemeral ports at
 // each run and reports them open.
 func scanRaces(ft string) ([]race, func(), error) {
+	var listeners []int
+	done := func() {
+		for _, fd := range listeners {
+			syscall.Close(fd)
+		}
+	}
 	for range 10 {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 		if err == nil {
-			err = syscall.Listen(fd, 128) // on a port of the kernel's choice, until the program ends
+			listeners = append(listeners, fd)
+			err = syscall.Listen(fd, 128) // on a port of the kernel's choice
 		}
 		if err != nil {
+			done()
 			return nil, nil, fmt.Errorf("listen: %w", err)
 		}
 	}
@@ -39,7 +47,7 @@ func scanRaces(ft string) ([]race, func(), error) {
 			found:  ports(`^(\d+)/tcp +open`),
 			target: 1,
 		}},
-	}}, func() {}, nil
+	}}, done, nil
 }
 
 // printed runs a command, of a Debian package unless that is "". Exit code 1 is
