@@ -88,12 +88,13 @@ var ErrInterrupted = errors.New("the socket table changed while it was read")
 
 // Dump reads the table, one socket at a time as the kernel sends them; it
 // keeps none and allocates nothing for an IP socket. Info is valid until the
-// next one. An error ends the sequence: ctx is done, none of the
-// protocols can be listed, the kernel refuses the Program, or [ErrInterrupted], after the last
+// next one. An error ends the sequence: ctx is done, none of the protocols can
+// be listed, the kernel refuses the Program, or [ErrInterrupted], after the last
 // socket: who keeps what was read should read all of it again, as [List] does.
 //
-// TCP sockets that are bound and no more come last. The kernel takes no snapshot: a socket that changes its state during the
-// dump can be listed twice, with the same Cookie, or not at all.
+// TCP sockets that are bound and no more come last. The kernel takes no
+// snapshot: a socket that changes its state during the dump can be listed
+// twice, with the same Cookie, or not at all.
 func Dump(ctx context.Context, q Query) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {
 		err := dump(ctx, q, func(s *Socket) bool { return yield(*s, nil) })

@@ -8,6 +8,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/owner"
+	"github.com/fivetuple/fivetuple/port/lease"
 	"github.com/fivetuple/fivetuple/stats"
 	"github.com/fivetuple/fivetuple/table"
 )
@@ -44,6 +45,9 @@ func (s *search) advise(u *use) []Advice {
 		all = append(all, leftovers(u)...)
 	}
 	for _, l := range u.Leases {
+		if slices.ContainsFunc(holders, func(h Holder) bool { return h.PID == l.Owner.PID }) {
+			continue // it ends with the process
+		}
 		a := Advice{Text: fmt.Sprintf("the port is leased to %s, and would stay so", l.Owner)}
 		a.Command = fmt.Sprintf("ft port release %d", l.Port)
 		if l.Protocol.Protocol() != fivetuple.TCP {
@@ -117,7 +121,7 @@ func (s *search) killing(u *use, holders []Holder) []Advice {
 	}
 	if len(holders) == 1 {
 		h := holders[0]
-		if h.Command == "ft" && len(u.Leases) > 0 {
+		if slices.ContainsFunc(u.Leases, func(l lease.Lease) bool { return l.Owner.PID == h.PID }) {
 			what += ", and with it its lease"
 		}
 		return []Advice{{Command: "kill " + strconv.Itoa(h.PID), Text: what}}
