@@ -1,0 +1,97 @@
+package join
+
+import (
+	"errors"
+	"net"
+	"os"
+	"time"
+)
+
+// Keep is the end for one Run of several: its CloseWrite and Close do nothing, and a
+// Read that was not finished waits for the next Run, so that not a byte is lost. It
+// is for a [Stdio], or a connection with deadlines, that serves one peer after the
+// other.
+func Keep(e End) End { return kept{e} }
+
+type kept struct{ End }
+
+func (k kept) Close() error {
+	switch e := k.End.(type) {
+	case *stdio:
+		e.resume()
+	case deadliner:
+		return e.SetDeadline(time.Time{})
+	}
+	return nil
+}
+
+type closeWriter interface{ CloseWrite() error }
+
+type deadliner interface{ SetDeadline(time.Time) error }
+
+// ends says whether the peer of e is told that no more comes. A Unix datagram socket
+// has a CloseWrite that tells it nothing.
+func ends(e End) bool {
+	if c, ok := e.(net.Conn); ok && c.LocalAddr() != nil && c.LocalAddr().Network() == "unixgram" {
+		return false
+	}
+	_, ok := e.(closeWriter)
+	return ok
+}
+
+// separate says whether reading and writing e fail apart from each other.
+func separate(e End) bool {
+	if k, ok := e.(kept); ok {
+		e = k.End
+	}
+	_, ok := e.(*stdio)
+	return ok
+}
+
+// interrupt makes every Read and Write of e return.
+func interrupt(e End) {
+	if k, ok := e.(kept); ok {
+		e = k.End
+	}
+	if s, ok := e.(*stdio); ok {
+		s.interrupt()
+		return
+	}
+	if d, ok := e.(deadliner); ok && d.SetDeadline(time.Unix(1, 0)) == nil {
+		return
+	}
+	e.Close()
+}
+
+// closeEnd closes e. A TLS connection says goodbye when it is closed and would wait
+// five seconds for a peer that does not read.
+func closeEnd(e End) {
+	if t, ok := e.(interface{ NetConn() net.Conn }); ok {
+		defer time.AfterFunc(250*time.Millisecond, func() { t.NetConn().Close() }).Stop()
+	}
+	e.Close()
+}
+
+// linger waits until the peer of a TCP connection has all that was written to it, for
+// a second at most, and reads what comes meanwhile. A connection that is closed with
+// bytes unread, or gets some after it, is reset, and what is under way is lost
+// (RFC 2525, section 2.17).
+func linger(e End) {
+	c, _ := e.(net.Conn)
+	if t, ok := e.(interface{ NetConn() net.Conn }); ok {
+		c = t.NetConn()
+	}
+	if c == nil || c.LocalAddr() == nil || c.LocalAddr().Network() != "tcp" || unsent(c) == 0 {
+		return
+	}
+	if w, ok := e.(closeWriter); !ok || w.CloseWrite() != nil {
+		return
+	}
+	buf := make([]byte, 64<<10)
+	for end := time.Now().Add(time.Second); unsent(c) > 0 && time.Now().Before(end); {
+		c.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+		if _, err := c.Read(buf); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return // its end, after which nothing comes, or a reset
+		}
+	}
+}
