@@ -10,8 +10,8 @@ FUZZ    ?= 5s
 export PATH := $(PATH):/usr/sbin:/sbin
 
 # Programs that the tests run as peers and referees, and the Debian packages they are in.
-TOOLS    = ip ss nft nc setpriv unshare mount script nmap strace python3 lsof netstat
-PACKAGES = iproute2 nftables netcat-openbsd util-linux mount bsdutils netbase nmap strace python3 lsof net-tools
+TOOLS    = ip ss nft nc ncat socat openssl curl gcc taskset setpriv unshare mount script nmap strace python3 lsof netstat
+PACKAGES = iproute2 nftables netcat-openbsd ncat socat openssl curl gcc libc6-dev util-linux mount bsdutils netbase nmap strace python3 lsof net-tools
 
 help: ## print this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'

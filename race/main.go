@@ -2,14 +2,16 @@
 // several rounds, with the median of each and the ratio. Before it compares
 // times it checks that both did the same work.
 //
-//	make race            every race
-//	make race ONLY=scan  one
+//	make race               every race but the long ones
+//	make race ONLY=scan     one
+//	make race ONLY=clients  100,000 clients at once, over a minute
 //
 // The races run in a network namespace of their own (Linux), where nothing but
 // what they opened listens.
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"io"
@@ -38,45 +40,76 @@ type contender struct {
 	over   time.Duration                        // or how much longer it may be
 }
 
+// settings say how to race.
+type settings struct {
+	ft      string // the program to measure
+	rounds  int
+	sockets int    // how many the races of the socket table hold
+	short   bool   // for correctness only
+	cpu     string // the only processor that servers and load of the echo race run on; "" for all
+}
+
+// group is races that are run together. One that is long is run only if it is named.
+type group struct {
+	name string
+	long bool
+	run  func(settings) error
+}
+
+var groups = []group{
+	{name: "scan", run: timed(func(s settings) ([]race, func(), error) { return scanRaces(s.ft) })},
+	{name: "ls", run: timed(func(s settings) ([]race, func(), error) { return lsRaces(s.ft, s.sockets) })},
+	{name: "echo", run: echoRace},
+	{name: "idle", run: idleRace},
+	{name: "clients", run: clientsRace, long: true},
+}
+
 func main() {
+	var s settings
 	ft := flag.String("ft", "../ft", "the ft to measure")
-	sockets := flag.Int("sockets", 100_000, "how many sockets the races of the socket table hold")
+	flag.IntVar(&s.sockets, "sockets", 100_000, "how many sockets the races of the socket table hold")
+	flag.IntVar(&s.rounds, "rounds", 5, "how many rounds")
+	flag.BoolVar(&s.short, "short", false, "one round, for correctness only")
+	flag.StringVar(&s.cpu, "cpu", "", "run servers and load of the echo race on this `processor` only")
 	hold := flag.Int("hold", 0, "hold so many sockets, and do nothing else")
-	rounds := flag.Int("rounds", 5, "how many rounds")
+	serve := flag.String("serve", "", "be the echo `server` gnet or net, and do nothing else")
 	flag.Parse()
-	if *hold > 0 {
-		err := holdSockets(*hold)
-		fmt.Fprintln(os.Stderr, "hold sockets:", err)
-		os.Exit(1)
+	switch {
+	case *hold > 0:
+		exit("hold sockets:", holdSockets(*hold))
+	case *serve != "":
+		exit("serve:", servePeer(*serve))
 	}
 	path, err := filepath.Abs(*ft)
 	if err == nil {
 		err = enterNamespace()
 	}
 	if err == nil {
-		err = runAll(path, flag.Arg(0), *rounds, *sockets)
+		s.ft = path
+		if s.short {
+			s.rounds = 1
+		}
+		err = runAll(s, flag.Arg(0))
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "race:", err)
-		os.Exit(1)
+		exit("race:", err)
 	}
 }
 
-func runAll(ft, only string, rounds, sockets int) error {
+func exit(what string, err error) {
+	fmt.Fprintln(os.Stderr, what, err)
+	os.Exit(1)
+}
+
+func runAll(s settings, only string) error {
 	ran := false
-	for _, group := range []struct {
-		name  string
-		races func() ([]race, func(), error)
-	}{
-		{"scan", func() ([]race, func(), error) { return scanRaces(ft) }},
-		{"ls", func() ([]race, func(), error) { return lsRaces(ft, sockets) }},
-	} {
-		if only != "" && only != group.name {
+	for _, g := range groups {
+		if only != g.name && (only != "" || g.long) {
 			continue
 		}
 		ran = true
-		if err := runGroup(group.races, rounds); err != nil {
-			return fmt.Errorf("%s: %w", group.name, err)
+		if err := g.run(s); err != nil {
+			return fmt.Errorf("%s: %w", g.name, err)
 		}
 	}
 	if !ran {
@@ -85,18 +118,21 @@ func runAll(ft, only string, rounds, sockets int) error {
 	return nil
 }
 
-func runGroup(prepare func() ([]race, func(), error), rounds int) error {
-	races, done, err := prepare()
-	if err != nil {
-		return err
-	}
-	defer done()
-	for _, r := range races {
-		if err := r.run(rounds); err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+// timed runs races whose contenders are timed.
+func timed(prepare func(settings) ([]race, func(), error)) func(settings) error {
+	return func(s settings) error {
+		races, done, err := prepare(s)
+		if err != nil {
+			return err
 		}
+		defer done()
+		for _, r := range races {
+			if err := r.run(s.rounds); err != nil {
+				return fmt.Errorf("%s: %w", r.name, err)
+			}
+		}
+		return nil
 	}
-	return nil
 }
 
 func (r race) run(rounds int) error {
@@ -158,7 +194,6 @@ func (c contender) time() (took time.Duration, printed []byte, err error) {
 
 // verdict compares our median with this one's.
 func (c contender) verdict(ours, theirs time.Duration) string {
-	met := map[bool]string{true: "met", false: "MISSED"}
 	if c.over > 0 {
 		more := ours - theirs
 		return fmt.Sprintf("%v more, target %v: %s", more.Round(time.Microsecond), c.over, met[more <= c.over])
@@ -170,7 +205,9 @@ func (c contender) verdict(ours, theirs time.Duration) string {
 	return fmt.Sprintf("ratio %.2f, target %.2f: %s", ratio, c.target, met[ratio <= c.target])
 }
 
-func median(d []time.Duration) time.Duration {
-	slices.Sort(d)
-	return d[len(d)/2]
+var met = map[bool]string{true: "met", false: "MISSED"}
+
+func median[T cmp.Ordered](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
 }
