@@ -11,18 +11,18 @@ const module = "github.com/fivetuple/fivetuple"
 // floors is the architecture: a package imports only what lies on lower floors.
 var floors = map[string]int{
 	"": 1, "packet": 1, "port": 1,
-	"sockopt": 1, "netns": 1,
-	"sockdiag": 2, "owner": 2, "filter": 2, "stats": 2, "ancillary": 2, "secure": 2, "dial": 2,
+	"sockopt": 1, "netns": 1, "secure": 1,
+	"sockdiag": 2, "owner": 2, "filter": 2, "stats": 2, "ancillary": 2, "dial": 2,
 	"table": 3, "port/lease": 3, "stream": 3, "datagram": 3, "activation": 3, "capture": 3, "capture/pcapng": 3, "history": 3, "handoff": 3, "prefork": 3,
 	"port/env": 4, "table/changes": 4, "table/who": 4, "inspect": 4, "doctor": 4, "port/lease/leasetest": 4,
 	"stream/loop": 4, "join": 4,
 	"relay": 4, "scan": 4, "ping": 4, "bench": 4,
-	"daemon": 5, "fleet": 5,
+	"daemon": 5, "service": 5, "fleet": 5,
 	"internal/demo": 6, "internal/tui": 6, "internal/web": 6, "internal/cli": 7, "cmd/ft": 8,
 	// Machinery below everything, which any package may use and which uses none.
 	"internal/acl": 0, "internal/quota": 0, "internal/printable": 0,
 	"internal/claims": 0, "internal/dnat": 0, "internal/sqlitefile": 0, "internal/statedir": 0,
-	"internal/poll": 0, "internal/vsock": 0,
+	"internal/poll": 0, "internal/vsock": 0, "internal/unixfile": 0,
 	// The test hosts: for tests and the race alone.
 	"internal/lab": 0,
 	// Generators stand by themselves.

@@ -144,6 +144,11 @@ func Open(protocol fivetuple.Network, at netip.AddrPort) (*os.File, error) {
 // process are waited for.
 func Exec(cmd Command, sockets []Socket, o Options) error { return run(cmd, sockets, o) }
 
+// Pass runs the command in the place of the calling process, with open files of
+// any kind passed as sd_listen_fds(3) says and nothing else: binds are the
+// command's own affair. It returns only if the command cannot be started.
+func Pass(cmd Command, files []Socket) error { return pass(cmd, files) }
+
 // Supervise is the supervisor's main function: it returns when the command and all
 // that it started under the filter have ended, or at once in the first of its runs.
 // It takes descriptor 3, ignores the signals by which terminals and service

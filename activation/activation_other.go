@@ -24,6 +24,8 @@ func run(cmd Command, _ []Socket, _ Options) error {
 	return unsupported("run " + cmd.Path + " on sockets bound for it")
 }
 
+func pass(cmd Command, _ []Socket) error { return unsupported("run " + cmd.Path + " with open files") }
+
 func supervise(SuperviseOptions) error { return unsupported("supervise a command") }
 
 func inherited() ([]Socket, error) { return nil, unsupported("take the sockets passed on") }

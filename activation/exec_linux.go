@@ -22,23 +22,14 @@ func run(cmd Command, sockets []Socket, o Options) error {
 }
 
 func execute(cmd Command, sockets []Socket, o Options) error {
-	path, err := exec.LookPath(cmd.Path)
-	if err != nil {
-		return err
-	}
-	names, err := fdNames(sockets)
-	if err != nil {
-		return err
-	}
-	l := launch{
-		path: path,
-		argv: append([]string{cmd.Path}, cmd.Args...),
-		env:  append(without(cmd.Env, listenVariables), "LISTEN_FDS="+strconv.Itoa(len(sockets)), "LISTEN_FDNAMES="+names),
-	}
+	l, err := newLaunch(cmd, sockets)
 	defer l.close()
-	for _, s := range sockets {
-		if err := l.add(s, firstFD+len(sockets)); err != nil {
-			return fmt.Errorf("socket %s: %w", s.Name, err)
+	if err != nil {
+		return err
+	}
+	for i, fd := range l.sockets {
+		if err := checkListens(fd); err != nil {
+			return fmt.Errorf("socket %s: %w", sockets[i].Name, err)
 		}
 	}
 	if l.self, err = unix.PidfdOpen(os.Getpid(), 0); err != nil {
@@ -50,6 +41,36 @@ func execute(cmd Command, sockets []Socket, o Options) error {
 		return fmt.Errorf("start its supervisor: %w", err)
 	}
 	return l.run(o)
+}
+
+func pass(cmd Command, files []Socket) error {
+	l, err := newLaunch(cmd, files)
+	defer l.close()
+	if err == nil {
+		err = onOwnThread(func() error { return l.exec(nil) })
+	}
+	return fmt.Errorf("run %s: %w", cmd.Path, err)
+}
+
+// newLaunch prepares what both ways to run a command need. It is to be closed,
+// after an error too.
+func newLaunch(cmd Command, sockets []Socket) (l launch, err error) {
+	l.self, l.supervisor = -1, -1
+	if l.path, err = exec.LookPath(cmd.Path); err != nil {
+		return l, err
+	}
+	names, err := fdNames(sockets)
+	if err != nil {
+		return l, err
+	}
+	l.argv = append([]string{cmd.Path}, cmd.Args...)
+	l.env = append(without(cmd.Env, listenVariables), "LISTEN_FDS="+strconv.Itoa(len(sockets)), "LISTEN_FDNAMES="+names)
+	for _, s := range sockets {
+		if err := l.add(s, firstFD+len(sockets)); err != nil {
+			return l, fmt.Errorf("socket %s: %w", s.Name, err)
+		}
+	}
+	return l, nil
 }
 
 // maxSockets: SCM_RIGHTS takes 253 descriptors (unix(7)), two are not sockets.
@@ -138,6 +159,11 @@ func (l *launch) add(s Socket, above int) error {
 		return err
 	}
 	l.sockets = append(l.sockets, fd)
+	return nil
+}
+
+// checkListens refuses a TCP socket that does not listen.
+func checkListens(fd int) error {
 	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err)

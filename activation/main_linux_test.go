@@ -74,6 +74,8 @@ func play(role string) {
 		playOwnTable()
 	case "inherited":
 		playInherited()
+	case "pass":
+		playPass(os.Args[1:])
 	default:
 		panic(role)
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/secure"
 )
 
 // handshake makes a TLS connection of a TCP one, which it closes if it fails.
@@ -18,13 +19,12 @@ func (d Dialer) handshake(ctx context.Context, conn net.Conn, e fivetuple.Endpoi
 	if config.ServerName == "" {
 		config.ServerName = hostOf(e)
 	}
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
+	tc, err := secure.Connect(ctx, conn, config)
+	if err != nil {
 		stage := fmt.Sprintf("TLS handshake with %s", conn.RemoteAddr())
 		return nil, d.cut(ctx, stage, fmt.Errorf("%s: %w", stage, err))
 	}
-	return secure, nil
+	return tc, nil
 }
 
 // hostOf is the name or address of the machine that an endpoint is on.

@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// buffers hold what is under way in one direction. 256 KiB is where copying stops to
-// get faster on loopback: by a fifth over 64 KiB for Unix sockets, a twentieth for TCP.
+// buffers hold what is under way in one direction. 256 KiB copied a fifth faster than
+// 64 KiB between Unix sockets, and no slower over TCP on loopback.
 var buffers = sync.Pool{New: func() any {
 	b := make([]byte, 256<<10)
 	return &b

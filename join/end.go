@@ -5,6 +5,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/fivetuple/fivetuple/secure"
 )
 
 // Keep is the end for one Run of several: its CloseWrite and Close do nothing, and a
@@ -67,7 +69,7 @@ func interrupt(e End) {
 // five seconds for a peer that does not read.
 func closeEnd(e End) {
 	if t, ok := e.(interface{ NetConn() net.Conn }); ok {
-		defer time.AfterFunc(250*time.Millisecond, func() { t.NetConn().Close() }).Stop()
+		defer time.AfterFunc(250*time.Millisecond, func() { secure.NetConn(t.NetConn()).Close() }).Stop()
 	}
 	e.Close()
 }
@@ -77,11 +79,12 @@ func closeEnd(e End) {
 // bytes unread, or gets some after it, is reset, and what is under way is lost
 // (RFC 2525, section 2.17).
 func linger(e End) {
-	c, _ := e.(net.Conn)
-	if t, ok := e.(interface{ NetConn() net.Conn }); ok {
-		c = t.NetConn()
+	c, ok := e.(net.Conn)
+	if !ok {
+		return
 	}
-	if c == nil || c.LocalAddr() == nil || c.LocalAddr().Network() != "tcp" || unsent(c) == 0 {
+	c = secure.NetConn(c)
+	if c.LocalAddr() == nil || c.LocalAddr().Network() != "tcp" || unsent(c) == 0 {
 		return
 	}
 	if w, ok := e.(closeWriter); !ok || w.CloseWrite() != nil {

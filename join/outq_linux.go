@@ -5,19 +5,19 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fivetuple/fivetuple/secure"
 )
 
 // unsent is how many bytes the kernel holds for the peer of e: written and not
 // acknowledged (tcp(7), SIOCOUTQ), or not read by it (unix(7)). It moves while a write
 // to a slow peer has not returned yet. 0 for what has no such queue.
 func unsent(e End) (n int) {
-	if t, ok := e.(interface{ NetConn() net.Conn }); ok {
-		e = t.NetConn()
-	}
-	if _, ok := e.(net.Conn); !ok {
+	conn, ok := e.(net.Conn)
+	if !ok {
 		return 0
 	}
-	c, ok := e.(syscall.Conn)
+	c, ok := secure.NetConn(conn).(syscall.Conn)
 	if !ok {
 		return 0
 	}
