@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
@@ -20,8 +19,8 @@ import (
 // ErrNotConnected is what sending answers before Connect and after Close.
 var ErrNotConnected = errors.New("not connected")
 
-// Client talks to one UDP endpoint: a host, a group, or a broadcast address;
-// see [Dial]. An error does not end it, since the other side may come back. Set
+// Client talks to one endpoint: a host, a group, a broadcast address, or a Unix
+// socket; see [Dialer.Dial]. An error does not end it, since the other side may come back. Set
 // the fields, then call Connect.
 type Client struct {
 	Endpoint fivetuple.Endpoint
@@ -56,7 +55,7 @@ func (c *Client) Connect(ctx context.Context) error {
 	c.cancel, c.done = cancel, make(chan struct{})
 	c.mu.Unlock()
 
-	conn, err := Dial(ctx, c.Endpoint, c.Options)
+	conn, err := Dialer{Options: c.Options}.Dial(ctx, c.Endpoint)
 	if err != nil {
 		c.record(stats.Event{Kind: stats.Error, Tuple: c.target(), Err: err.Error()})
 		cancel()
@@ -89,7 +88,8 @@ func (c *Client) run(ctx context.Context, conn *Conn) {
 		}
 		if err != nil {
 			c.failed(err)
-			if failures++; failures > maxErrors { // a socket that only fails must not eat a processor
+			var icmp *ICMPError                                             // no more of these than datagrams sent
+			if failures++; failures > maxErrors && !errors.As(err, &icmp) { // a socket that only fails must not eat a processor
 				sleep(ctx, 10*time.Millisecond)
 			}
 			continue
@@ -128,13 +128,6 @@ func (c *Client) Send(b []byte) error {
 		return fmt.Errorf("send to %s: %w", c.Endpoint, ErrNotConnected)
 	}
 	err := conn.Send(b)
-	for tries := 0; tries < maxErrors && isEarlier(err); tries++ {
-		var icmp *ICMPError
-		if errors.As(err, &icmp) { // else run has taken it already, and the socket was still marked
-			c.failed(err)
-		}
-		err = conn.Send(b)
-	}
 	switch {
 	case errors.Is(err, net.ErrClosed):
 		return fmt.Errorf("send to %s: %w", c.Endpoint, ErrNotConnected)
@@ -144,12 +137,6 @@ func (c *Client) Send(b []byte) error {
 	c.bytesOut.Add(uint64(len(b)))
 	c.packetsOut.Add(1)
 	return nil
-}
-
-// isEarlier says whether an error of sending may be that of an earlier datagram.
-func isEarlier(err error) bool {
-	var icmp *ICMPError
-	return errors.As(err, &icmp) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }
 
 // Tuple names the socket; Remote is where it sends to. It is the zero Tuple before Connect.
@@ -188,6 +175,9 @@ func (c *Client) target() fivetuple.Tuple {
 	t := fivetuple.Tuple{Protocol: c.Endpoint.Network.Protocol()}
 	if a, ok := c.Endpoint.Addr(); ok {
 		t.Remote.AddrPort = netip.AddrPortFrom(a, c.Endpoint.Ports.First)
+	}
+	if c.Endpoint.Network.IsUnix() {
+		t.Remote.Name = c.Endpoint.Path
 	}
 	return t
 }

@@ -38,6 +38,30 @@ func tellDestination(network, _ string, c syscall.RawConn) error {
 	})
 }
 
+// allowBroadcast makes a Control function that lets a socket send to broadcast
+// addresses, or takes that from it again: package net allows it to all.
+func allowBroadcast(yes bool) controlFunc {
+	value := 0
+	if yes {
+		value = 1
+	}
+	return func(_, _ string, c syscall.RawConn) error {
+		return onFD(c, func(fd int) error {
+			return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, value))
+		})
+	}
+}
+
+// isV6Only says whether an IPv6 socket takes no IPv4.
+func isV6Only(c syscall.RawConn) (yes bool) {
+	onFD(c, func(fd int) error {
+		n, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+		yes = n != 0
+		return err
+	})
+	return yes
+}
+
 // readControl finds in the control messages of a datagram where it was sent
 // to, and with that how to answer.
 func (c *Conn) readControl(p *Packet, control []byte) {

@@ -11,6 +11,12 @@ const controlIn, controlOut = 0, 0
 
 func tellDestination(_, _ string, _ syscall.RawConn) error { return nil }
 
+// allowBroadcast leaves it as package net sets it.
+func allowBroadcast(bool) controlFunc { return nil }
+
+// isV6Only cannot be asked in one way everywhere.
+func isV6Only(syscall.RawConn) bool { return true }
+
 func (c *Conn) readControl(*Packet, []byte) {}
 
 func writeControl([]byte, route) []byte { return nil }

@@ -6,12 +6,11 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"syscall"
 )
 
 // bindGroup leaves it to Go's net package, which binds to all addresses, with
 // the options that let several sockets share the port.
-func bindGroup(ctx context.Context, group netip.AddrPort, control func(network, address string, c syscall.RawConn) error) (*net.UDPConn, error) {
+func bindGroup(ctx context.Context, group netip.AddrPort, _ *net.Interface, control controlFunc) (*net.UDPConn, error) {
 	nlc := net.ListenConfig{Control: control}
 	pc, err := nlc.ListenPacket(ctx, "udp", group.String())
 	if err != nil {

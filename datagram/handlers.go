@@ -13,7 +13,7 @@ import (
 )
 
 // Kinds lists the names of the built-in handlers.
-func Kinds() []string { return []string{"echo", "discard", "chargen", "daytime", "chat"} }
+func Kinds() []string { return []string{"echo", "discard", "chargen", "daytime", "chat", "broker"} }
 
 // NewHandler returns the built-in handler of a kind listed by [Kinds]. Each
 // server needs a handler of its own.
@@ -29,6 +29,8 @@ func NewHandler(kind string) (Handler, error) {
 		return Daytime(), nil
 	case "chat":
 		return Chat(), nil
+	case "broker":
+		return Broker(), nil
 	}
 	return nil, fmt.Errorf("unknown kind %q: want one of %s", kind, strings.Join(Kinds(), ", "))
 }
@@ -53,9 +55,13 @@ func answering(f HandlerFunc) Handler {
 // its port; or whom [Server.Suspects] names. A client whose system happens to
 // give it the server's port is not answered either: it is to take another.
 // Servers on different ports that know nothing of each other, as on two hosts,
-// are not seen: [Limits.PeerRate] is what bounds them.
+// are not seen: [Limits.PeerRate] is what bounds them. Who sends over a Unix
+// socket cannot be forged.
 func mayLoop(p *Packet) bool {
 	from := p.From.AddrPort
+	if !from.IsValid() {
+		return false
+	}
 	switch from.Port() {
 	case 7, 13, 17, 19, p.To.AddrPort.Port():
 		return true
@@ -102,6 +108,8 @@ func Daytime() Handler {
 	})
 }
 
+var errNotLetIn = errors.New("not let in: too many newcomers in this second")
+
 // maxChatLine is how long a line of a chat may be, in bytes.
 const maxChatLine = 4096
 
@@ -114,7 +122,7 @@ const maxChatLine = 4096
 func Chat() Handler {
 	return answering(func(p *Packet) error {
 		if p.Peer() == 0 {
-			return errors.New("not let in: too many newcomers in this second")
+			return errNotLetIn
 		}
 		if p.isNew {
 			if err := p.Reply(fmt.Appendf(nil, "* you are %d; /who lists the others, /to ID text speaks to one, /quit leaves\n", p.Peer())); err != nil {
@@ -163,4 +171,17 @@ func chatLine(p *Packet, b []byte) error {
 	}
 	p.server.Broadcast(fmt.Appendf(nil, "[%d] %s\n", p.Peer(), line))
 	return nil
+}
+
+// Broker hands every datagram as it is to all other peers of the server. A peer
+// is who has sent something, if only an empty datagram, within the peer
+// timeout. Sources can be forged: this is for a network of friends.
+func Broker() Handler {
+	return answering(func(p *Packet) error {
+		if p.Peer() == 0 {
+			return errNotLetIn
+		}
+		p.server.sendAll(p.Data, p.peer)
+		return nil
+	})
 }

@@ -62,7 +62,7 @@ func (s *Server) admit(p *Packet, now time.Time) (refused string) {
 	l := s.limits.Load()
 	from := p.From.AddrPort
 	switch {
-	case from.Port() == 0:
+	case from.IsValid() && from.Port() == 0:
 		return "port 0 cannot be answered"
 	case !acl.List{Allow: l.Allow, Deny: l.Deny}.Allows(from.Addr()):
 		return "source not allowed"

@@ -218,7 +218,7 @@ func TestServerDoesNotTalkToItself(t *testing.T) {
 	c := serve(t, s, "udp4://*:0")
 	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), c.local.AddrPort.Port())
 	var control [controlOut]byte
-	if err := c.sendFrom([]byte("ping"), to, route{source: netip.MustParseAddr("127.0.0.2")}, control[:]); err != nil {
+	if err := c.sendFrom([]byte("ping"), fivetuple.IPAddress(to), route{source: netip.MustParseAddr("127.0.0.2")}, control[:], forever); err != nil {
 		t.Fatal(err)
 	}
 	e := s.Sink.(*events).wait(t, stats.Error, 1)[0]

@@ -12,10 +12,9 @@ func TestListenAndDialRefuse(t *testing.T) {
 		endpoint, options, want string
 		unsupported             bool
 	}{
-		{"tcp://127.0.0.1:7", "", "tcp is not a datagram network: write udp://", true},
+		{"tcp://127.0.0.1:7", "", "tcp is not a datagram network: write udp:// or unixgram://", true},
 		{"tls://127.0.0.1:7", "", "tls is not a datagram network", true},
 		{"unix:///tmp/x", "", "unix is not a datagram network", true},
-		{"unixgram:///tmp/x", "", "datagram sockets of the Unix domain are not supported yet", true},
 		{"udp://127.0.0.1:7-9", "", "3 ports where one is needed", false},
 		{"udp://*%lo:7", "", "use the option bindtodevice=lo", false},
 		{"udp://127.0.0.1%lo:7", "", "use the option bindtodevice=lo", false},
@@ -24,7 +23,7 @@ func TestListenAndDialRefuse(t *testing.T) {
 	} {
 		options := settings(t, tt.options)
 		_, errListen := ListenConfig{Options: options}.Listen(t.Context(), parse(t, tt.endpoint))
-		_, errDial := Dial(t.Context(), parse(t, tt.endpoint), options)
+		_, errDial := Dialer{Options: options}.Dial(t.Context(), parse(t, tt.endpoint))
 		for verb, err := range map[string]error{"listen on ": errListen, "connect ": errDial} {
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), parse(t, tt.endpoint).String()) ||
 				errors.Is(err, errors.ErrUnsupported) != tt.unsupported {
@@ -49,12 +48,12 @@ func TestListenRefusesAGroupWithoutItsInterface(t *testing.T) {
 
 func TestOptionsAreSetBeforeBind(t *testing.T) {
 	options := settings(t, "reuseport=on")
-	a, err := ListenConfig{options}.Listen(t.Context(), parse(t, "udp://127.0.0.1:0"))
+	a, err := ListenConfig{Options: options}.Listen(t.Context(), parse(t, "udp://127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	b, err := ListenConfig{options}.Listen(t.Context(), parse(t, udp(a)))
+	b, err := ListenConfig{Options: options}.Listen(t.Context(), parse(t, udp(a)))
 	if err != nil {
 		t.Fatalf("second socket on the port: %v", err)
 	}

@@ -105,7 +105,13 @@ func listen(t testing.TB, endpoint string) *Conn {
 // dial opens a socket whose receiving does not outlast the test's patience.
 func dial(t testing.TB, endpoint string) *Conn {
 	t.Helper()
-	c, err := Dial(t.Context(), parse(t, endpoint), nil)
+	return dialWith(t, Dialer{}, endpoint)
+}
+
+// dialWith is dial in a way of its own.
+func dialWith(t testing.TB, d Dialer, endpoint string) *Conn {
+	t.Helper()
+	c, err := d.Dial(t.Context(), parse(t, endpoint))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,6 +141,9 @@ func settings(t testing.TB, text string) (s sockopt.Settings) {
 }
 
 func udp(c *Conn) string { return "udp://" + c.local.String() }
+
+// endpointOf is where to dial a socket.
+func endpointOf(c *Conn) string { return c.protocol().String() + "://" + c.local.String() }
 
 func send(t testing.TB, c *Conn, text string) {
 	t.Helper()

@@ -13,12 +13,13 @@ const MaxSize = 65527
 // Packet is a datagram that was received.
 type Packet struct {
 	Data []byte
-	From fivetuple.Address // who sent it
+	From fivetuple.Address // who sent it; zero if a Unix socket without a name
 	// To is where it was sent to: an address of this host, a group or a
 	// broadcast address. The socket's own address where the system does not say.
 	To        fivetuple.Address
 	Interface int // index of the interface it came in on; 0 if the system does not say
 
+	grows  bool // Data was made by Receive, which may make a longer one
 	conn   *Conn
 	route  route
 	server *Server // nil if received without one
@@ -38,7 +39,7 @@ type route struct {
 
 // Tuple names the exchange that the datagram belongs to; Local is this side.
 func (p *Packet) Tuple() fivetuple.Tuple {
-	return fivetuple.Tuple{Protocol: fivetuple.UDP, Local: p.To, Remote: p.From}
+	return fivetuple.Tuple{Protocol: p.conn.protocol(), Local: p.To, Remote: p.From}
 }
 
 // Peer is the id of the peer that sent it, for [Server.Send]; 0 if the server
@@ -55,13 +56,10 @@ func (p *Packet) Server() *Server { return p.server }
 
 // Reply sends b to the sender, from the address that the sender wrote to. A
 // reply to a datagram that went to a group or to a broadcast address leaves
-// from this host's address towards the sender.
+// from this host's address towards the sender. The error is ErrUnnamed if the
+// sender is a Unix socket without a name. While the queue of one is full Reply
+// waits as [Conn.SendTo] does, or within a [Server] for a tenth of a second and
+// then no more, so that a peer that does not read does not hold up the others.
 func (p *Packet) Reply(b []byte) error {
-	if err := p.conn.sendFrom(b, p.From.AddrPort, p.route, p.controlOut[:]); err != nil {
-		return err
-	}
-	if p.peer != nil {
-		p.peer.sent(len(b))
-	}
-	return nil
+	return target{p.server, p.peer, p.conn, p.From, p.route}.send(b, p.controlOut[:])
 }

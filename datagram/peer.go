@@ -2,9 +2,11 @@ package datagram
 
 import (
 	"container/list"
+	"errors"
 	"fmt"
 	"iter"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
@@ -27,6 +29,7 @@ const (
 	causeClosed  = "closed"
 	causeEvicted = "evicted"
 	causeLeft    = "left"
+	causeGone    = "gone"
 )
 
 type peer struct {
@@ -45,11 +48,18 @@ type peer struct {
 	reported             uint64
 	element              *list.Element
 	bytesOut, packetsOut atomic.Uint64 // sent to it
+	full                 atomic.Bool   // the queue of its socket, at the latest attempt
 }
 
 func (p *peer) sent(n int) {
 	p.bytesOut.Add(uint64(n))
 	p.packetsOut.Add(1)
+}
+
+// notSent takes back what sent has counted.
+func (p *peer) notSent(n int) {
+	p.bytesOut.Add(-uint64(n))
+	p.packetsOut.Add(^uint64(0))
 }
 
 func (p *peer) snapshot() Peer {
@@ -126,18 +136,46 @@ func (t *peerTable) all() iter.Seq[*peer] {
 
 // target is a peer with the way to it, for sending without the lock.
 type target struct {
-	peer  *peer
-	conn  *Conn
-	route route
+	server *Server // nil without one
+	peer   *peer   // nil if not tracked
+	conn   *Conn
+	to     fivetuple.Address
+	route  route
 }
 
-func (t target) send(b []byte) error {
-	var control [controlOut]byte
-	if err := t.conn.sendFrom(b, t.peer.tuple.Remote.AddrPort, t.route, control[:]); err != nil {
-		return err
+// send sends b and counts it, before the peer can have it. A server waits for a
+// peer whose queue is full but once, and then no more until there is room again.
+func (t target) send(b, control []byte) error {
+	const patience = 100 * time.Millisecond
+	switch {
+	case t.server == nil:
+		return t.conn.sendFrom(b, t.to, t.route, control, forever)
+	case t.peer == nil:
+		return t.conn.sendFrom(b, t.to, t.route, control, 0)
+	}
+	wait := patience
+	if t.peer.full.Load() {
+		wait = 0
 	}
 	t.peer.sent(len(b))
-	return nil
+	err := t.conn.sendFrom(b, t.to, t.route, control, wait)
+	if err != nil {
+		t.peer.notSent(len(b))
+	}
+	if full := isFull(err); full != t.peer.full.Load() {
+		t.peer.full.Store(full)
+	}
+	return err
+}
+
+// sendTo sends b to a peer. A Unix socket that is no longer there is a peer no longer.
+func (s *Server) sendTo(t target, b []byte) error {
+	var control [controlOut]byte
+	err := t.send(b, control[:])
+	if t.conn.unix != nil && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)) {
+		s.forget(t.peer, causeGone)
+	}
+	return err
 }
 
 // targets are the peers that want says, the one heard from last first.
@@ -146,7 +184,7 @@ func (s *Server) targets(want func(*peer) bool) (list []target) {
 	defer s.mu.Unlock()
 	for p := range s.peers.all() {
 		if want(p) {
-			list = append(list, target{p, p.conn, p.route})
+			list = append(list, target{s, p, p.conn, p.tuple.Remote, p.route})
 		}
 	}
 	return list

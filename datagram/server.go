@@ -1,4 +1,5 @@
-// Package datagram serves and speaks UDP: unicast, broadcast and multicast.
+// Package datagram serves and speaks UDP (unicast, broadcast and multicast) and
+// datagrams of the Unix domain.
 //
 // A [Server] hands every datagram of its sockets to a [Handler]. One socket
 // serves any number of clients; a reply leaves from the address that the
@@ -10,8 +11,15 @@
 // It stands on Go's net package and, on Linux, on IP_PKTINFO and
 // IPV6_RECVPKTINFO (ip(7), ipv6(7)) for the address written to, and on
 // IP_RECVERR for ICMP errors. Elsewhere the system picks the address replies
-// leave from, and a client sees only the errors its system reports. Unix
-// datagram sockets are not supported yet.
+// leave from, and a client sees only the errors its system reports.
+//
+// Unix datagram sockets (unix(7)) lose nothing: who sends to one whose queue is
+// full waits. A peer is the name that its socket is bound to; one without a
+// name is heard and cannot be answered. What a peer does not read counts
+// against the send buffer of the server's socket, which all share: one that is
+// connected and never reads keeps the others from being answered once the
+// buffer is full of it, until it goes (unix_dgram_sendmsg in
+// net/unix/af_unix.c). The server goes on receiving meanwhile and reports it.
 package datagram
 
 import (
@@ -186,7 +194,7 @@ func (s *Server) Peers() []Peer {
 // ErrNoPeer if no peer has the id, or no longer.
 func (s *Server) Send(id uint64, b []byte) error {
 	if t := s.targets(func(p *peer) bool { return p.id == id }); len(t) > 0 {
-		return t[0].send(b)
+		return s.sendTo(t[0], b)
 	}
 	return fmt.Errorf("peer %d: %w", id, ErrNoPeer)
 }
@@ -194,27 +202,32 @@ func (s *Server) Send(id uint64, b []byte) error {
 // SendTo sends b to an address: to a peer from the address it wrote to last,
 // to others from the first socket of the server that can reach them.
 func (s *Server) SendTo(to fivetuple.Address, b []byte) error {
-	to = fivetuple.IPAddress(to.AddrPort)
+	if to.AddrPort.IsValid() {
+		to = fivetuple.IPAddress(to.AddrPort)
+	}
 	if t := s.targets(func(p *peer) bool { return p.tuple.Remote == to }); len(t) > 0 {
-		return t[0].send(b)
+		return s.sendTo(t[0], b)
 	}
 	s.mu.Lock()
 	conns := slices.Clone(s.conns)
 	s.mu.Unlock()
 	for _, c := range conns {
-		if c.reaches(to.AddrPort.Addr()) {
-			return c.SendTo(to, b)
+		if c.reaches(to) {
+			return target{server: s, conn: c, to: to}.send(b, nil)
 		}
 	}
 	return fmt.Errorf("send to %s: %w", to, ErrNoSocket)
 }
 
 // Broadcast sends b to every peer and returns to how many. The sources of
-// datagrams can be forged: somebody who never asked may be among the peers.
-func (s *Server) Broadcast(b []byte) int {
-	n := 0
-	for _, t := range s.targets(func(*peer) bool { return true }) {
-		if err := t.send(b); err != nil {
+// datagrams can be forged: somebody who never asked may be among the peers. A
+// Unix peer without a name is left out.
+func (s *Server) Broadcast(b []byte) int { return s.sendAll(b, nil) }
+
+// sendAll sends b to every peer but one.
+func (s *Server) sendAll(b []byte, but *peer) (n int) {
+	for _, t := range s.targets(func(p *peer) bool { return p != but && !p.tuple.Remote.IsZero() }) {
+		if err := s.sendTo(t, b); err != nil {
 			s.recordError(t.peer.tuple, err)
 			continue
 		}

@@ -151,7 +151,7 @@ func TestSendToTakesASocketOfTheFamily(t *testing.T) {
 		listen, options string
 		four            bool
 	}{{"udp6://*:0", "", false}, {"udp://*:0", "", true}, {"udp://*:0", "v6only=on", false}, {"udp6://*:0", "v6only=off", true}} {
-		c, err := ListenConfig{settings(t, tt.options)}.Listen(t.Context(), parse(t, tt.listen))
+		c, err := ListenConfig{Options: settings(t, tt.options)}.Listen(t.Context(), parse(t, tt.listen))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -299,7 +299,7 @@ func TestShutdownClosesTheSocketUnderABusyHandler(t *testing.T) {
 func closed(c *Conn) bool { return errors.Is(c.SetWriteDeadline(time.Time{}), net.ErrClosed) }
 
 func TestEchoOfAKnownPeerAllocatesNothing(t *testing.T) {
-	for _, endpoint := range []string{"udp://127.0.0.1:0", "udp://[::1]:0", "udp://*:0"} {
+	for _, endpoint := range []string{"udp://127.0.0.1:0", "udp://[::1]:0", "udp://*:0", "unixgram://@allocs"} {
 		c := serve(t, &Server{Handler: Echo(), Sink: stats.SinkFunc(func(stats.Event) {})}, endpoint)
 		roundTrip := roundTrips(t, c)
 		roundTrip()
@@ -311,7 +311,7 @@ func TestEchoOfAKnownPeerAllocatesNothing(t *testing.T) {
 
 // roundTrips returns a function that has one datagram echoed and allocates nothing itself.
 func roundTrips(t testing.TB, c *Conn) func() {
-	endpoint := udp(c)
+	endpoint := endpointOf(c)
 	if c.local.AddrPort.Addr().IsUnspecified() { // IPv4 to a dual-stack socket
 		endpoint = fmt.Sprintf("udp://127.0.0.1:%d", c.local.AddrPort.Port())
 	}
@@ -329,10 +329,15 @@ func roundTrips(t testing.TB, c *Conn) func() {
 }
 
 func BenchmarkEcho(b *testing.B) {
-	roundTrip := roundTrips(b, serve(b, &Server{Handler: Echo()}, "udp://127.0.0.1:0"))
-	roundTrip()
-	b.ReportAllocs()
-	for b.Loop() {
-		roundTrip()
+	for _, endpoint := range []string{"udp://127.0.0.1:0", "unixgram://@bench"} {
+		network, _, _ := strings.Cut(endpoint, ":")
+		b.Run(network, func(b *testing.B) {
+			roundTrip := roundTrips(b, serve(b, &Server{Handler: Echo()}, endpoint))
+			roundTrip()
+			b.ReportAllocs()
+			for b.Loop() {
+				roundTrip()
+			}
+		})
 	}
 }

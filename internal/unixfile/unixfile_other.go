@@ -1,0 +1,31 @@
+//go:build !linux
+
+package unixfile
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// modeBeforeBind does nothing where a socket without a file has no permissions:
+// they are set after bind.
+func modeBeforeBind(fs.FileMode) Control { return nil }
+
+// hand gives a new socket file its owner and mode.
+func hand(path string, o owner, mode fs.FileMode) (fs.FileInfo, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if o != (owner{-1, -1}) {
+		if err := os.Lchown(path, o.uid, o.gid); err != nil {
+			return info, fmt.Errorf("give the file to %s: %w", o, err)
+		}
+	}
+	return info, os.Chmod(path, mode)
+}
+
+// lockDirOf does nothing where directories cannot be locked.
+func lockDirOf(context.Context, string) (unlock func(), err error) { return func() {}, nil }
