@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"crypto/tls"
 	"net"
 	"sync"
 	"syscall"
@@ -13,7 +14,8 @@ const chunkSize = 64 << 10
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
 // chunkReader reads into buffers of a shared pool, and takes one only when
-// there is something to read: an idle connection holds none.
+// there is something to read: an idle connection holds none, and one with TLS a
+// small one.
 type chunkReader struct {
 	conn net.Conn
 	raw  syscall.RawConn              // nil where the descriptor cannot be waited for
@@ -21,10 +23,19 @@ type chunkReader struct {
 	buf  *[chunkSize]byte
 	n    int
 	err  error
+
+	small []byte // of TLS, to wait with
+	full  bool   // small was filled by the last read
 }
 
+const smallSize = 2 << 10
+
 func (r *chunkReader) init(conn net.Conn) {
-	r.conn = conn
+	*r = chunkReader{conn: conn}
+	if _, ok := conn.(*tls.Conn); ok {
+		r.small = make([]byte, smallSize)
+		return
+	}
 	if !canTryRead {
 		return
 	}
@@ -46,6 +57,14 @@ func (r *chunkReader) init(conn net.Conn) {
 // to the pool by release.
 func (r *chunkReader) read() ([]byte, error) {
 	r.buf, r.n, r.err = nil, 0, nil
+	if r.small != nil && !r.full {
+		n, err := r.conn.Read(r.small)
+		// What is left of a record comes at once. A large buffer always takes all
+		// of it: a record is of 16 KiB at most.
+		r.full = n == len(r.small)
+		return r.small[:n], err
+	}
+	r.full = false
 	if r.raw == nil {
 		r.buf = chunks.Get().(*[chunkSize]byte)
 		r.n, r.err = r.conn.Read(r.buf[:])

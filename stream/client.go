@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/dial"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -32,9 +33,9 @@ const (
 // or by an error, the client connects again. Set the fields, then call Connect.
 type Client struct {
 	Endpoint fivetuple.Endpoint
-	Service  string           // name in events
-	Sink     stats.Sink       // where events go; nil discards them
-	Options  sockopt.Settings // set on the socket before it connects
+	Dialer   dial.Dialer // how it connects: socket options, source, TLS, proxy
+	Service  string      // name in events
+	Sink     stats.Sink  // where events go; nil discards them
 	// Timeout bounds one attempt to connect, and one Send, not counting the wait
 	// for other calls of Send. Default 5 s.
 	Timeout time.Duration
@@ -54,7 +55,7 @@ type Client struct {
 	// OnPhase is called when the phase changes: connecting, connected, closed.
 	// err is why a connection, or an attempt, ended. It must not call Close.
 	OnPhase func(phase fivetuple.Phase, err error)
-	// Dial opens the connection; nil dials Endpoint.
+	// Dial opens the connection; nil is Dialer's, to Endpoint.
 	Dial func(ctx context.Context) (net.Conn, error)
 
 	mu      sync.Mutex
@@ -178,11 +179,11 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
-	dial := c.Dial
-	if dial == nil {
-		dial = func(ctx context.Context) (net.Conn, error) { return Dial(ctx, c.Endpoint, c.Options) }
+	connect := c.Dial
+	if connect == nil {
+		connect = func(ctx context.Context) (net.Conn, error) { return c.Dialer.Dial(ctx, c.Endpoint) }
 	}
-	conn, err := dial(ctx)
+	conn, err := connect(ctx)
 	if err != nil {
 		c.record(stats.Event{Kind: stats.Error, Tuple: c.target(), Err: err.Error()})
 		return nil, err
@@ -194,29 +195,6 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	c.mu.Unlock()
 	c.record(stats.Event{Kind: stats.Connect, Tuple: tuple})
 	c.setPhase(fivetuple.PhaseConnected, nil)
-	return conn, nil
-}
-
-// Dial connects to an endpoint, its service name resolved, once, with options set on the socket before.
-func Dial(ctx context.Context, e fivetuple.Endpoint, options sockopt.Settings) (net.Conn, error) {
-	network, address, err := e.DialArgs()
-	if err != nil {
-		return nil, err
-	}
-	if err := speaks(e); err != nil {
-		return nil, fmt.Errorf("connect %s: %w", e, err)
-	}
-	d := net.Dialer{Control: options.Control, KeepAlive: -1}
-	d.SetMultipathTCP(false)
-	conn, err := d.DialContext(ctx, network, address)
-	if err == nil {
-		if err = applyPerConn(conn, options); err != nil {
-			conn.Close()
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("connect %s: %w", e, err)
-	}
 	return conn, nil
 }
 
@@ -311,9 +289,12 @@ func (c *Client) TCPInfo() (sockopt.TCPInfo, error) {
 	c.mu.Lock()
 	conn := c.conn
 	c.mu.Unlock()
-	sc, ok := conn.(syscall.Conn)
-	if !ok {
+	if conn == nil {
 		return sockopt.TCPInfo{}, ErrNotConnected
+	}
+	sc, ok := socketOf(conn).(syscall.Conn)
+	if !ok {
+		return sockopt.TCPInfo{}, fmt.Errorf("get TCP_INFO of %s: %w", c.Endpoint, errors.ErrUnsupported)
 	}
 	return sockopt.TCPInfoOf(sc)
 }

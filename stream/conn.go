@@ -2,15 +2,19 @@ package stream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
+	"math"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/ancillary"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -35,6 +39,8 @@ const (
 	causeCut         = "cut"
 	causeDrained     = "drained"
 	causeShutdown    = "reset at shutdown"
+	causeHandshake   = "handshake failed"
+	causeCommand     = "command failed"
 )
 
 // flushTimeout bounds how long a connection is kept, when its handler is done,
@@ -45,21 +51,27 @@ const flushTimeout = 5 * time.Second
 // its id. Read, Write and the rest of net.Conn work as usual, from any
 // goroutine.
 type Conn struct {
-	net.Conn
-	server  *Server
-	id      uint64
-	tuple   fivetuple.Tuple
-	source  source
-	started time.Time
-	ctx     context.Context
-	cancel  context.CancelFunc
-	reader  chunkReader
-	queue   writeQueue
+	net.Conn          // what handlers read and write: raw, or TLS over it
+	raw      net.Conn // as it was accepted
+	secured  atomic.Pointer[tls.Conn]
+	client   net.Addr // named by a proxy, else nil
+	peer     *ancillary.Credentials
+	given    givenSocket
+	server   *Server
+	id       uint64
+	tuple    fivetuple.Tuple
+	source   source
+	started  time.Time
+	ctx      context.Context
+	cancel   context.CancelFunc
+	reader   chunkReader
+	queue    writeQueue
 
 	in, out atomic.Uint64
 	active  atomic.Int64 // nanoseconds since started, when a byte was last moved
 	writeMu sync.Mutex   // held by the Write under way
 	writing atomic.Int32 // calls of Write under way
+	closing sync.WaitGroup
 	endOnce sync.Once
 	cause   string // set once by endOnce, with end
 	end     error
@@ -75,13 +87,14 @@ type Conn struct {
 var _ net.Conn = (*Conn)(nil)
 
 func newConn(s *Server, id uint64, nc net.Conn) *Conn {
-	c := &Conn{Conn: nc, server: s, id: id, started: time.Now()}
+	c := &Conn{Conn: nc, raw: nc, server: s, id: id, started: time.Now()}
 	c.tuple = fivetuple.TupleOf(protocolOf(nc.LocalAddr()), nc)
 	if ap := c.tuple.Remote.AddrPort; ap.IsValid() {
 		c.source = sourceOf(ap)
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.reader.init(nc)
+	c.queue.held = s.TLS != nil
 	c.reported.at = c.started
 	return c
 }
@@ -89,8 +102,17 @@ func newConn(s *Server, id uint64, nc net.Conn) *Conn {
 // ID is the connection's number, which its server never uses again.
 func (c *Conn) ID() uint64 { return c.id }
 
-// Tuple names the connection; Local is this side.
+// Tuple names the connection; Local is this side. Remote is the client, also if
+// it comes by one of Server.Proxies.
 func (c *Conn) Tuple() fivetuple.Tuple { return c.tuple }
+
+// RemoteAddr implements net.Conn: it is the Remote of [Conn.Tuple].
+func (c *Conn) RemoteAddr() net.Addr {
+	if c.client != nil {
+		return c.client
+	}
+	return c.raw.RemoteAddr()
+}
 
 // Server is what accepted the connection.
 func (c *Conn) Server() *Server { return c.server }
@@ -129,7 +151,7 @@ func (c *Conn) sending() bool {
 	if c.writing.Load() > 0 {
 		return true
 	}
-	tc, ok := c.Conn.(*net.TCPConn)
+	tc, ok := c.raw.(*net.TCPConn)
 	return ok && !delivered(tc)
 }
 
@@ -139,17 +161,63 @@ func delivered(tc *net.TCPConn) bool {
 	return err != nil || i.Unacked == 0 && i.NotSentBytes == 0
 }
 
+// ReadFrom implements [io.ReaderFrom], for io.Copy: a file goes out by
+// sendfile(2) where the connection is plain TCP, and counts as it goes.
+func (c *Conn) ReadFrom(r io.Reader) (written int64, err error) {
+	limit := int64(math.MaxInt64)
+	lr, limited := r.(*io.LimitedReader)
+	if limited {
+		r, limit = lr.R, lr.N
+	}
+	f, isFile := r.(*os.File)
+	tc, plain := c.Conn.(*net.TCPConn)
+	if !isFile || !plain {
+		if limited {
+			r = lr
+		}
+		return io.Copy(struct{ io.Writer }{c}, r)
+	}
+	c.writing.Add(1)
+	defer c.writing.Add(-1)
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	for written < limit {
+		n, err := tc.ReadFrom(io.LimitReader(f, min(chunkSize, limit-written)))
+		c.moved(&c.out, int(n))
+		written += n
+		if limited {
+			lr.N -= n
+		}
+		if n == 0 || err != nil {
+			return written, err
+		}
+	}
+	return written, nil
+}
+
 // Close implements net.Conn.
 func (c *Conn) Close() error {
 	c.setCause(causeClosed, nil)
+	return c.close()
+}
+
+func (c *Conn) close() error {
 	c.cancel()
-	return c.Conn.Close()
+	switch t := c.secured.Load(); {
+	case c.given.away.Load(): // closed by finish, when it has been taken back
+		return nil
+	case t != nil:
+		return t.Close()
+	}
+	return c.raw.Close()
 }
 
 // CloseWrite sends end of file to the peer and goes on reading, where the
-// transport can (TCP and Unix sockets).
-func (c *Conn) CloseWrite() error {
-	if hc, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+// transport can (TCP, TLS, Unix sockets and vsock).
+func (c *Conn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(nc net.Conn) error {
+	if hc, ok := nc.(interface{ CloseWrite() error }); ok {
 		return hc.CloseWrite()
 	}
 	return errors.ErrUnsupported
@@ -172,15 +240,29 @@ func (c *Conn) setCause(cause string, err error) {
 	c.endOnce.Do(func() { c.cause, c.end = cause, err })
 }
 
+// closeBecause closes the connection, for a reason that others than its handler
+// have. They are not kept waiting by TLS, which says goodbye to the peer.
 func (c *Conn) closeBecause(cause string, err error) {
-	c.setCause(cause, err)
-	c.Close()
+	c.endOnce.Do(func() {
+		c.cause, c.end = cause, err
+		if c.secured.Load() == nil {
+			c.close()
+			return
+		}
+		c.closing.Go(func() { c.close() })
+	})
 }
 
 func (c *Conn) resetBecause(cause string) {
 	c.setCause(cause, nil)
 	c.cancel()
-	reset(c.Conn)
+	if c.given.away.Load() {
+		if tc, ok := c.raw.(*net.TCPConn); ok {
+			tc.SetLinger(0) // for the last who closes it
+		}
+		return
+	}
+	reset(c.raw)
 }
 
 // reset closes a connection at once: TCP sends RST and forgets unsent data.
@@ -195,11 +277,13 @@ func reset(nc net.Conn) {
 func (c *Conn) finish(err error) {
 	c.setCause(causeOf(err), err)
 	c.cancel()
+	c.closing.Wait()
 	orderly := c.cause == causePeerClosed || c.cause == causeDone
-	if orderly {
+	if orderly || c.cause == causeCommand {
 		c.flush()
 	}
-	info := finalInfo(c.Conn)
+	c.look()
+	info := finalInfo(c.raw)
 	c.Conn.Close()
 	c.queue.close()
 	e := stats.Event{
@@ -227,6 +311,9 @@ func (c *Conn) flush() {
 	if c.CloseWrite() != nil {
 		return
 	}
+	if c.secured.Load() != nil { // some wait for the FIN after TLS has said goodbye
+		closeWrite(c.raw)
+	}
 	for { // to the peer's end of file; not counted, as the handler did not want it
 		b, err := c.reader.read()
 		if len(b) > 0 {
@@ -236,7 +323,7 @@ func (c *Conn) flush() {
 			break
 		}
 	}
-	tc, ok := c.Conn.(*net.TCPConn)
+	tc, ok := c.raw.(*net.TCPConn)
 	if !ok {
 		return
 	}
@@ -250,9 +337,12 @@ func (c *Conn) flush() {
 }
 
 func causeOf(err error) string {
+	var command *commandError
 	switch {
 	case err == nil:
 		return causeDone
+	case errors.As(err, &command):
+		return causeCommand
 	case errors.Is(err, io.EOF):
 		return causePeerClosed
 	case errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE):
@@ -265,13 +355,24 @@ func causeOf(err error) string {
 	return causeFailed
 }
 
+// socketOf returns the connection below TLS.
+func socketOf(nc net.Conn) net.Conn {
+	for {
+		over, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nc
+		}
+		nc = over.NetConn()
+	}
+}
+
 // finalInfo is the kernel's last view of a TCP connection, nil where there is none.
 func finalInfo(nc net.Conn) *stats.TCP {
-	sc, ok := nc.(*net.TCPConn)
+	tc, ok := socketOf(nc).(*net.TCPConn)
 	if !ok {
 		return nil
 	}
-	i, err := sockopt.TCPInfoOf(sc)
+	i, err := sockopt.TCPInfoOf(tc)
 	if err != nil {
 		return nil
 	}

@@ -30,7 +30,7 @@ func TestShutdownLetsASlowClientHaveAllThatWasWritten(t *testing.T) {
 		return err
 	})}
 	ln := serve(t, s, "0")
-	c := dial(t, ln)
+	c := connect(t, ln)
 	ev.wait(t, "accept", kindIs(stats.Accept))
 	done := make(chan error, 1)
 	go func() {
@@ -55,7 +55,7 @@ func TestAWriteThatMovesIsNotIdle(t *testing.T) {
 		_, err := c.Write(make([]byte, size))
 		return err
 	})}
-	c := dial(t, serve(t, s, "unix://@stream-test-slow"))
+	c := connect(t, serve(t, s, "unix://@stream-test-slow"))
 	got := 0
 	for b := make([]byte, 512<<10); ; time.Sleep(50 * time.Millisecond) { // slow, but never silent for long
 		n, err := io.ReadFull(c, b)
@@ -92,7 +92,7 @@ func TestDataNeverFollowsDisconnect(t *testing.T) {
 
 func TestAServerThatEndsTheConnectionIsItsCause(t *testing.T) {
 	ev := newEvents()
-	c := dial(t, serve(t, &Server{Handler: Daytime(), Sink: ev}, "0"))
+	c := connect(t, serve(t, &Server{Handler: Daytime(), Sink: ev}, "0"))
 	c.Write([]byte("unread by the server")) // must not make it reset the answer away
 	if b, err := io.ReadAll(c); err != nil || len(b) == 0 {
 		t.Errorf("got %q, %v", b, err)
@@ -106,7 +106,7 @@ func TestAServerThatEndsTheConnectionIsItsCause(t *testing.T) {
 func TestABroadcastLargerThanTheQueueReachesIdleClients(t *testing.T) {
 	s := &Server{Handler: Discard(), Limits: Limits{WriteQueue: 1000}}
 	ln := serve(t, s, "0")
-	c := dial(t, ln)
+	c := connect(t, ln)
 	ids := waitForConns(t, s, 1)
 	if n := s.Broadcast(bytes.Repeat([]byte("b"), 300_000)); n != 1 {
 		t.Errorf("reached %d", n)
@@ -135,10 +135,10 @@ func waitForConns(t *testing.T, s *Server, n int) []uint64 {
 func TestMaxConnsHoldsOverSeveralListeners(t *testing.T) {
 	s := &Server{Handler: Echo(), Limits: Limits{MaxConns: 1}}
 	a, b := serve(t, s, "0"), serve(t, s, "0")
-	first := dial(t, a)
+	first := connect(t, a)
 	first.Write([]byte("1"))
 	readFull(t, first, 1)
-	second := dial(t, b)
+	second := connect(t, b)
 	second.Write([]byte("2"))
 	second.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	if _, err := second.Read(make([]byte, 1)); !isTimeout(err) {
@@ -174,7 +174,7 @@ func TestHandlersReadThroughWrappedConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	serveOn(t, &Server{Handler: Echo()}, upperListener{ln})
-	c := dial(t, ln)
+	c := connect(t, ln)
 	c.Write([]byte("abc"))
 	if got := readFull(t, c, 3); string(got) != "ABC" {
 		t.Errorf("got %q", got)

@@ -36,7 +36,7 @@ func OnData(f func(c *Conn, b []byte) error) Handler {
 }
 
 // Kinds lists the names of the built-in handlers.
-func Kinds() []string { return []string{"echo", "discard", "chargen", "daytime", "chat"} }
+func Kinds() []string { return []string{"echo", "discard", "chargen", "daytime", "chat", "broker"} }
 
 // NewHandler returns the built-in handler of a kind listed by [Kinds]. Each
 // server needs a handler of its own.
@@ -52,6 +52,8 @@ func NewHandler(kind string) (Handler, error) {
 		return Daytime(), nil
 	case "chat":
 		return Chat(), nil
+	case "broker":
+		return Broker(), nil
 	}
 	return nil, fmt.Errorf("unknown kind %q: want one of %s", kind, strings.Join(Kinds(), ", "))
 }
@@ -100,6 +102,17 @@ func Daytime() Handler {
 	return HandlerFunc(func(_ context.Context, c *Conn) error {
 		_, err := io.WriteString(c, time.Now().Format("Monday, January 2, 2006 15:04:05-MST")+"\r\n")
 		return err
+	})
+}
+
+// Broker hands the bytes of each connection to all others of the server, as they
+// come and without a mark of where they came from; of several that send at once
+// the pieces mix, each piece whole. On seqpacket sockets records stay records. A
+// connection that does not take what the others send is dropped: Limits.WriteQueue.
+func Broker() Handler {
+	return OnData(func(c *Conn, b []byte) error {
+		c.server.sendToOthers(c, b)
+		return nil
 	})
 }
 

@@ -24,11 +24,11 @@ func TestChatSpeaksToAllAndToOne(t *testing.T) {
 			b = append(b, ch[0])
 		}
 	}
-	a := dial(t, ln)
+	a := connect(t, ln)
 	if got := line(a); !strings.HasPrefix(got, "* you are 1;") {
 		t.Fatalf("got %q", got)
 	}
-	b := dial(t, ln)
+	b := connect(t, ln)
 	line(b)
 	fmt.Fprint(a, "hel")
 	fmt.Fprint(a, "lo\r\n/to 2 psst\n/to 9 x\n/who\n")
@@ -53,11 +53,11 @@ func TestChatSpeaksToAllAndToOne(t *testing.T) {
 }
 
 func TestDaytimeAndChargen(t *testing.T) {
-	got, err := io.ReadAll(dial(t, serve(t, &Server{Handler: Daytime()}, "0")))
+	got, err := io.ReadAll(connect(t, serve(t, &Server{Handler: Daytime()}, "0")))
 	if _, perr := time.Parse("Monday, January 2, 2006 15:04:05-MST\r\n", string(got)); err != nil || perr != nil {
 		t.Errorf("daytime: %q, %v, %v", got, err, perr)
 	}
-	c := dial(t, serve(t, &Server{Handler: Chargen()}, "0"))
+	c := connect(t, serve(t, &Server{Handler: Chargen()}, "0"))
 	lines := readFull(t, c, 74*96)
 	if got, want := string(lines[:74]), ` !"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\]^_`+"`abcdefg\r\n"; got != want {
 		t.Errorf("first line %q, want %q", got, want)
@@ -70,9 +70,9 @@ func TestDaytimeAndChargen(t *testing.T) {
 func TestTheLastLineOfAChatNeedsNoEnd(t *testing.T) {
 	s := &Server{Handler: Chat()}
 	ln := serve(t, s, "0")
-	a := dial(t, ln)
+	a := connect(t, ln)
 	waitForConns(t, s, 1)
-	b := dial(t, ln)
+	b := connect(t, ln)
 	waitForConns(t, s, 2)
 	io.WriteString(b, "one\ntwo\x1b[31m")
 	b.(*net.TCPConn).CloseWrite()

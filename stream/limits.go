@@ -13,7 +13,8 @@ import (
 // Limits bound what a server takes on. The zero value of a field is no limit,
 // except where a default is given.
 type Limits struct {
-	// MaxConns is how many connections there may be at once. Further ones wait
+	// MaxConns is how many connections there may be at once, with those of which
+	// the PROXY header or the TLS handshake is awaited. Further ones wait
 	// in the kernel's backlog, and one for each listener but the first outside it.
 	MaxConns int
 	// MaxPerSource is how many of them may come from one address, or from one
@@ -32,7 +33,8 @@ type Limits struct {
 	WriteQueue int
 	// Allow, if not empty, lists the only sources that are served; Deny lists
 	// sources that are not. The longest matching prefix of both decides, Deny
-	// on a tie. Unix sockets have no source and are not judged.
+	// on a tie. Unix sockets have no source and are not judged, nor is one of
+	// Server.Proxies, but the client that it names.
 	Allow, Deny []netip.Prefix
 }
 
@@ -65,7 +67,8 @@ func (s *Server) SetLimits(l Limits) {
 // errFull says that there are as many connections as there may be.
 var errFull = errors.New("too many connections")
 
-// admit enters a connection among those served, or says why it may not be.
+// admit enters a connection among those served, or says why it may not be. One
+// that was held takes its own slot.
 func (s *Server) admit(c *Conn) error {
 	l := s.limits.Load()
 	if !(acl.List{Allow: l.Allow, Deny: l.Deny}).Allows(c.tuple.Remote.AddrPort.Addr()) {
@@ -73,22 +76,55 @@ func (s *Server) admit(c *Conn) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	_, held := s.held[c]
 	switch {
 	case s.closed:
-		return errors.New("shutting down")
+		return errShutdown
 	case l.MaxPerSource > 0 && c.source.IsValid() && s.perSource[c.source] >= l.MaxPerSource:
 		return fmt.Errorf("more than %d connections from %s, the limit per source", l.MaxPerSource, c.source)
-	case s.full(l):
+	case !held && s.full(l):
 		return errFull
 	}
+	delete(s.held, c)
 	s.conns[c.id] = c
 	s.perSource[c.source]++
 	s.wg.Add(1)
 	return nil
 }
 
+// hold keeps a slot for a connection while its proxy says who the client is.
+func (s *Server) hold(c *Conn) error {
+	l := s.limits.Load()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return errShutdown
+	case s.full(l):
+		return errFull
+	}
+	s.held[c] = struct{}{}
+	s.wg.Add(1)
+	return nil
+}
+
+// letGo ends what hold began, and gives the slot back if it was not taken.
+func (s *Server) letGo(c *Conn) {
+	defer s.wg.Done()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, held := s.held[c]; held {
+		delete(s.held, c)
+		s.wakeWaiting()
+	}
+}
+
+var errShutdown = errors.New("shutting down")
+
 // full says whether there is no room for a connection. s.mu is held.
-func (s *Server) full(l *Limits) bool { return l.MaxConns > 0 && len(s.conns) >= l.MaxConns }
+func (s *Server) full(l *Limits) bool {
+	return l.MaxConns > 0 && len(s.conns)+len(s.held) >= l.MaxConns
+}
 
 // waitForSlot returns when the limits allow another accept, or false when the
 // server is shut down.
@@ -173,7 +209,9 @@ func (s *Server) sweep() {
 		}
 		s.recordKeptBack(time.Now())
 		for _, c := range s.snapshot() {
+			c.look()
 			switch {
+			case c.blind():
 			case l.FirstByteTimeout > 0 && c.in.Load() == 0 && time.Since(c.started) >= l.FirstByteTimeout:
 				c.closeBecause(causeNoFirstByte, nil)
 			case l.IdleTimeout > 0 && c.idleFor() >= l.IdleTimeout:

@@ -7,7 +7,8 @@ import "sync"
 type writeQueue struct {
 	mu      sync.Mutex
 	waiting [][]byte
-	size    int // what waits costs, that being written included
+	size    int  // what waits costs, that being written included
+	held    bool // until the TLS handshake is done
 	writing bool
 	closed  bool
 	done    sync.WaitGroup
@@ -40,11 +41,25 @@ func (c *Conn) enqueue(b []byte) error {
 	}
 	q.waiting = append(q.waiting, b)
 	q.size += cost(b)
-	if !q.writing {
+	c.startWriting()
+	return nil
+}
+
+// startWriting writes what waits, if nobody does and it may. c.queue.mu is held.
+func (c *Conn) startWriting() {
+	q := &c.queue
+	if !q.writing && !q.held && len(q.waiting) > 0 {
 		q.writing = true
 		q.done.Go(c.writeQueued)
 	}
-	return nil
+}
+
+// release lets what waits go out.
+func (c *Conn) release() {
+	c.queue.mu.Lock()
+	defer c.queue.mu.Unlock()
+	c.queue.held = false
+	c.startWriting()
 }
 
 // cost is what a waiting message takes of the limit: its bytes and its place.

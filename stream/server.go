@@ -1,5 +1,5 @@
 // Package stream serves and makes connections that carry a stream of bytes:
-// TCP and Unix sockets.
+// TCP, TLS, Unix sockets and vsock.
 //
 // A [Server] runs a [Handler] on every connection of its listeners, within
 // limits, and survives what connections do to a server: clients that never
@@ -7,17 +7,26 @@
 // and a process that runs out of descriptors. A [Client] connects, and
 // connects again when the connection is lost.
 //
+// What speaks first on a connection is done before its handler: the header of a
+// proxy (PROXY protocol 1 and 2), then the TLS handshake, each with a time limit
+// and in the connection's own goroutine. Accept is recorded when it is known who
+// the client is, and before the handshake.
+//
 // It stands on Go's net package and works wherever that does; what needs Linux
-// (socket options by name, the mode of a Unix socket set without a race) says
-// so in its error elsewhere.
+// (socket options by name, vsock, the peer of a Unix socket, Exec) says so in its
+// error elsewhere. The mode and the owner of a Unix socket are set after it was
+// made on other systems, where they are a race.
 package stream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -61,6 +70,19 @@ type Server struct {
 	// one Service share it. nil counts from 1.
 	IDs     *atomic.Uint64
 	Options sockopt.Settings // set on every accepted connection where the listener's do not carry over
+	// TLS, if not nil, is spoken on every connection, from its first byte or the
+	// end of its PROXY header on. A handshake may take HandshakeTimeout.
+	TLS *tls.Config
+	// HandshakeTimeout bounds the TLS handshake. Default 10 s.
+	HandshakeTimeout time.Duration
+	// Proxies lists the sources that must send a PROXY protocol header, of
+	// version 1 or 2, before anything else; from others none is looked for. The
+	// client that the header names is then the one that limits and events speak of.
+	Proxies []netip.Prefix
+	// HeaderTimeout bounds the wait for a whole PROXY header. Default 5 s.
+	HeaderTimeout time.Duration
+	// Peers says which processes may connect to Unix sockets; nil lets all.
+	Peers *PeerFilter
 
 	limits atomic.Pointer[Limits]
 	ids    atomic.Uint64 // if IDs is nil
@@ -69,6 +91,7 @@ type Server struct {
 	closed    bool
 	listeners map[*net.Listener]struct{} // by pointer: a listener need not be comparable
 	conns     map[uint64]*Conn
+	held      map[*Conn]struct{} // their proxies have not said yet for whom they are
 	perSource map[source]int
 	slotFree  chan struct{} // closed and replaced when a connection ends
 	bucket    bucket
@@ -129,6 +152,9 @@ func acceptAgain(err error) bool {
 }
 
 func (s *Server) addListener(ln *net.Listener) error {
+	if s.TLS != nil && protocolOf((*ln).Addr()) == fivetuple.Seqpacket {
+		return fmt.Errorf("serve %s: TLS goes over a stream of bytes, and seqpacket keeps records", (*ln).Addr())
+	}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -137,6 +163,7 @@ func (s *Server) addListener(ln *net.Listener) error {
 	if s.listeners == nil {
 		s.listeners = make(map[*net.Listener]struct{})
 		s.conns = make(map[uint64]*Conn)
+		s.held = make(map[*Conn]struct{})
 		s.perSource = make(map[source]int)
 		s.slotFree = make(chan struct{})
 		s.sweeper = make(chan struct{})
@@ -176,21 +203,71 @@ func protocolOf(a net.Addr) fivetuple.Network {
 	return n.Protocol()
 }
 
-// start runs the handler on an accepted connection, or resets the connection
-// if the limits forbid it.
+// start serves an accepted connection, or resets it if the limits forbid it.
+// Whatever has to be waited for is waited for in a goroutine of the connection.
 func (s *Server) start(nc net.Conn) {
 	c := newConn(s, s.nextID(), nc)
-	err := s.admit(c)
-	for err == errFull && s.waitForSlot() { // another listener took the slot
-		err = s.admit(c)
-	}
-	if err != nil {
-		s.recordError(c.tuple, fmt.Errorf("refused: %w", err))
-		reset(nc)
+	if s.isProxy(c.tuple.Remote.AddrPort.Addr()) {
+		if s.enter(c, s.hold) {
+			go s.serveProxied(c)
+		}
 		return
 	}
+	if err := c.identify(); err != nil {
+		s.refuse(c, err)
+		return
+	}
+	if s.enter(c, s.admit) {
+		s.recordAccept(c)
+		go s.serveConn(c)
+	}
+}
+
+// enter takes the connection on by hold or admit, or refuses it.
+func (s *Server) enter(c *Conn, take func(*Conn) error) bool {
+	err := take(c)
+	for err == errFull && s.waitForSlot() { // another listener took the slot
+		err = take(c)
+	}
+	if err != nil {
+		s.refuse(c, err)
+	}
+	return err == nil
+}
+
+func (s *Server) refuse(c *Conn, err error) {
+	s.recordError(c.tuple, fmt.Errorf("refused: %w", err))
+	c.cancel()
+	reset(c.raw)
+}
+
+func (s *Server) recordAccept(c *Conn) {
 	s.record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id})
-	go s.serveConn(c)
+}
+
+// isProxy says whether a source is one of Proxies.
+func (s *Server) isProxy(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	return slices.ContainsFunc(s.Proxies, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// serveProxied serves a connection for which a proxy speaks first.
+func (s *Server) serveProxied(c *Conn) {
+	defer s.letGo(c)
+	err := c.introduce()
+	if err == nil {
+		err = s.admit(c)
+	}
+	switch {
+	case errors.Is(err, errNoHeader), s.isClosed() && err != nil:
+		c.cancel()
+		c.raw.Close()
+	case err != nil:
+		s.refuse(c, err)
+	default:
+		s.recordAccept(c)
+		s.serveConn(c)
+	}
 }
 
 func (s *Server) nextID() uint64 {
@@ -202,8 +279,12 @@ func (s *Server) nextID() uint64 {
 
 func (s *Server) serveConn(c *Conn) {
 	defer s.wg.Done()
-	err := applyPerConn(c.Conn, s.Options)
+	err := applyPerConn(c.raw, s.Options)
+	if err == nil && s.TLS != nil {
+		err = c.handshake()
+	}
 	if err == nil {
+		c.release()
 		err = s.Handler.ServeConn(c.ctx, c)
 	}
 	c.finish(err)
@@ -262,11 +343,14 @@ func (s *Server) Cut(id uint64) error {
 
 // Broadcast queues b for every connection and returns for how many. It never
 // waits for a client: see [Server.Send].
-func (s *Server) Broadcast(b []byte) int {
+func (s *Server) Broadcast(b []byte) int { return s.sendToOthers(nil, b) }
+
+// sendToOthers is Broadcast but for one connection.
+func (s *Server) sendToOthers(but *Conn, b []byte) int {
 	b = append([]byte(nil), b...) // one copy, shared by all queues
 	n := 0
 	for _, c := range s.snapshot() {
-		if c.enqueue(b) == nil {
+		if c != but && c.enqueue(b) == nil {
 			n++
 		}
 	}
@@ -283,6 +367,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.closed = true
 	for ln := range s.listeners {
 		(*ln).Close()
+	}
+	for c := range s.held {
+		c.raw.Close()
 	}
 	if s.slotFree != nil && !already {
 		s.wakeWaiting()
@@ -312,7 +399,8 @@ func (s *Server) drain(ctx context.Context) bool {
 	for {
 		left := 0
 		for _, c := range s.snapshot() {
-			if c.idleFor() >= quiet && !c.sending() {
+			c.look()
+			if c.idleFor() >= quiet && !c.sending() && !c.blind() {
 				c.closeBecause(causeDrained, nil)
 			} else {
 				left++

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/fivetuple/fivetuple/sockopt"
@@ -18,14 +19,18 @@ import (
 // has taken its place.
 type unixListener struct {
 	*net.UnixListener
-	path   string
-	file   fs.FileInfo
-	remove sync.Once // a later file may get the same inode number
+	path string
+	file fs.FileInfo
+	keep atomic.Bool
+	once sync.Once // a later file may get the same inode number
 }
 
 // Close implements net.Listener.
 func (l *unixListener) Close() error {
-	l.remove.Do(func() {
+	l.once.Do(func() {
+		if l.keep.Load() {
+			return
+		}
 		if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.file) {
 			os.Remove(l.path)
 		}
@@ -33,19 +38,31 @@ func (l *unixListener) Close() error {
 	return l.UnixListener.Close()
 }
 
-// listenUnix binds a Unix socket whose file never has more than the given
-// permissions. A file in the way is looked at and replaced under a lock on the
+// SetUnlinkOnClose says whether Close removes the socket file.
+func (l *unixListener) SetUnlinkOnClose(unlink bool) { l.keep.Store(!unlink) }
+
+// access is who may connect to a Unix socket by its path.
+type access struct {
+	mode  fs.FileMode
+	owner ids
+}
+
+// listenUnix binds a Unix socket to whose path nobody ever has more access than
+// is given. A file in the way is looked at and replaced under a lock on the
 // directory, so that of two processes that find it stale only one does.
-func listenUnix(ctx context.Context, lc net.ListenConfig, network, path string, mode fs.FileMode) (net.Listener, error) {
-	ln, err := bindUnix(ctx, lc, network, path, mode)
+func listenUnix(ctx context.Context, lc net.ListenConfig, network, path string, a access) (net.Listener, error) {
+	ln, err := bindUnix(ctx, lc, network, path, a)
 	if err != nil {
 		return nil, fmt.Errorf("listen on unix %s: %w", path, err)
 	}
 	return ln, nil
 }
 
-func bindUnix(ctx context.Context, lc net.ListenConfig, network, path string, mode fs.FileMode) (net.Listener, error) {
+func bindUnix(ctx context.Context, lc net.ListenConfig, network, path string, a access) (net.Listener, error) {
 	if strings.HasPrefix(path, "@") {
+		if a.owner != noIDs {
+			return nil, errors.New("an abstract name has no owner: use a path, or let peers in by their ids")
+		}
 		return lc.Listen(ctx, network, path)
 	}
 	if _, err := os.Lstat(path); err == nil {
@@ -58,15 +75,19 @@ func bindUnix(ctx context.Context, lc net.ListenConfig, network, path string, mo
 			return nil, err
 		}
 	}
-	lc.Control = sockopt.Combine(lc.Control, modeBeforeBind(mode))
+	born := a.mode
+	if a.owner != noIDs {
+		born = 0 // until it is the owner's
+	}
+	lc.Control = sockopt.Combine(lc.Control, modeBeforeBind(born))
 	ln, err := lc.Listen(ctx, network, path)
 	if err != nil {
 		return nil, err
 	}
 	l := &unixListener{UnixListener: ln.(*net.UnixListener), path: path}
-	l.SetUnlinkOnClose(false)
+	l.UnixListener.SetUnlinkOnClose(false)
 	if l.file, err = os.Lstat(path); err == nil {
-		err = os.Chmod(path, mode) // gives back what the umask took
+		err = settle(path, l.file, a)
 	}
 	if err != nil {
 		l.Close()

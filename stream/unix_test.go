@@ -78,7 +78,7 @@ func TestClosingAUnixListenerTwiceLeavesItsSuccessorsFile(t *testing.T) {
 
 func TestSeqpacketEchoKeepsRecords(t *testing.T) {
 	ln := serve(t, &Server{Handler: Echo()}, "seqpacket://@stream-test-seq")
-	c := dial(t, ln)
+	c := connect(t, ln)
 	for _, record := range []string{"one", "three four"} {
 		fmt.Fprint(c, record)
 	}
@@ -90,7 +90,7 @@ func TestSeqpacketEchoKeepsRecords(t *testing.T) {
 
 func TestASeqpacketRecordThatDoesNotFitIsAnErrorAndNotCut(t *testing.T) {
 	ev := newEvents()
-	c := dial(t, serve(t, &Server{Handler: Echo(), Sink: ev}, "seqpacket://@stream-test-long"))
+	c := connect(t, serve(t, &Server{Handler: Echo(), Sink: ev}, "seqpacket://@stream-test-long"))
 	if _, err := c.Write(make([]byte, chunkSize+1)); err != nil {
 		t.Fatal(err)
 	}

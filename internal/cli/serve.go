@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -113,13 +114,21 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 
 	drain := d.DrainTime()
 	log.Info("stopping", "drain", drain)
-	// A second signal ends the patience with connections that are still busy.
-	stopping, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	stopping, stop := stopContext(drain)
 	defer stop()
-	stopping, cancel := context.WithTimeout(stopping, drain)
-	defer cancel()
 	d.Stop(stopping)
 	return errors.Join(a.report(context.Background(), d), d.Close())
+}
+
+// stopContext bounds the patience with connections that are still busy at the
+// end: by time, and by a second signal.
+func stopContext(patience time.Duration) (context.Context, func()) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	return ctx, func() {
+		cancel()
+		stop()
+	}
 }
 
 // reloadUntilDone reads the configuration again at every hup, until ctx ends.

@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"time"
+
+	"github.com/fivetuple/fivetuple/prefork"
+	"github.com/fivetuple/fivetuple/service"
+	"github.com/fivetuple/fivetuple/stats"
+	"github.com/fivetuple/fivetuple/stream"
+)
+
+// What workers count together.
+const (
+	countAccepted = iota
+	countEnded
+	countIn
+	countOut
+	countErrors
+	counts // how many there are
+)
+
+// listenWorkers serves by several processes on the same ports. Each of them runs
+// the same command line, and finds that it is one of them.
+func (a *app) listenWorkers(ctx context.Context, p listenPlan) error {
+	n, files, counters, err := prefork.Inherited()
+	if err == nil {
+		return a.listenAsWorker(ctx, p, n, files, counters)
+	}
+	if !errors.Is(err, prefork.ErrNotWorker) {
+		return err
+	}
+	if _, err := a.prepare(&p); err != nil {
+		return err
+	}
+	shared, err := service.OpenShared(ctx, p.config, p.workers)
+	if err != nil {
+		return err
+	}
+	defer shared.Close()
+	sockets, err := shared.Files()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	g := &prefork.Group{
+		Command: func(int) *exec.Cmd {
+			c := exec.Command("/proc/self/exe", os.Args[1:]...) // the same even if its file was replaced
+			c.Stderr = a.err
+			return c
+		},
+		Workers: p.workers, Sockets: sockets, Counters: counts,
+	}
+	g.OnExit = func(n int, state *os.ProcessState, err error) {
+		if ctx.Err() == nil {
+			a.note("worker %d ended: %v; another takes its place", n, exitOf(state, err))
+		}
+	}
+	for _, address := range shared.Addresses() {
+		a.note("listening on %s: %s, %s", address, p.kind, plural(p.workers, "worker"))
+	}
+	a.noteCertificate(p)
+	err = g.Run(ctx)
+	a.note("served %s, %s in, %s out%s, in %s", plural(int(g.Total(countAccepted)), "connection"), stats.FormatBytes(g.Total(countIn)),
+		stats.FormatBytes(g.Total(countOut)), andErrors(g.Total(countErrors)), stats.FormatDuration(time.Since(began)))
+	return err
+}
+
+func exitOf(state *os.ProcessState, err error) string {
+	if state != nil {
+		return state.String()
+	}
+	return fmt.Sprint(err)
+}
+
+func andErrors(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return ", " + plural(int(n), "error")
+}
+
+// listenAsWorker serves on this worker's sockets.
+func (a *app) listenAsWorker(ctx context.Context, p listenPlan, n int, files []*os.File, counters *prefork.Counters) error {
+	if len(files) != len(p.config.Endpoints) {
+		return fmt.Errorf("worker %d got %d sockets for %d endpoints", n, len(files), len(p.config.Endpoints))
+	}
+	c := &p.config
+	for i, f := range files {
+		c.Sockets = append(c.Sockets, service.Socket{Endpoint: c.Endpoints[i], File: f})
+	}
+	c.Endpoints = nil
+	c.Limits = share(c.Limits, p.workers)
+	c.Loops = max(1, runtime.NumCPU()/p.workers)
+	c.Stderr = a.err
+	count := &workerCount{counters: counters, seen: make(map[uint64]moved)}
+	c.Sink = stats.Tee(count, stats.SinkFunc(func(e stats.Event) { a.noteEvent(e, p.verbose) }))
+	s, err := service.Start(ctx, *c)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case err = <-s.Failed():
+	}
+	return errors.Join(err, a.stopServing(p, s))
+}
+
+// share is a worker's part of the limits of all.
+func share(l stream.Limits, workers int) stream.Limits {
+	each := func(n int) int { return (n + workers - 1) / workers }
+	l.MaxConns, l.MaxPerSource, l.AcceptRate = each(l.MaxConns), each(l.MaxPerSource), l.AcceptRate/float64(workers)
+	return l
+}

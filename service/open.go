@@ -1,0 +1,199 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/datagram"
+	"github.com/fivetuple/fivetuple/sockopt"
+	"github.com/fivetuple/fivetuple/stream"
+	"github.com/fivetuple/fivetuple/table"
+)
+
+// Socket is one that is open already. Its file is closed when it has been
+// taken over, or the service could not be started.
+type Socket struct {
+	Endpoint fivetuple.Endpoint
+	File     *os.File
+}
+
+// Open opens the sockets of a configuration and serves none of them: for a
+// program that this one starts. Closing a file does not remove that of a Unix socket.
+func Open(ctx context.Context, c Config) (sockets []Socket, err error) {
+	if c.Kind == "" {
+		c.Kind = "discard" // any that all sockets have
+	}
+	c.Engine = Goroutines // no shards
+	s, err := open(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range s.parts {
+		for _, o := range p.sockets() {
+			f, err := o.file()
+			if err != nil {
+				p.close()
+				return nil, fmt.Errorf("open %s: %w", o.endpoint, err)
+			}
+			sockets = append(sockets, Socket{o.endpoint, f})
+		}
+		p.release()
+	}
+	return sockets, nil
+}
+
+// openSocket is a socket of the service: one of the two is set.
+type openSocket struct {
+	endpoint fivetuple.Endpoint
+	listener net.Listener
+	packets  *datagram.Conn
+}
+
+func (o openSocket) close() {
+	if o.listener != nil {
+		o.listener.Close()
+	} else {
+		o.packets.Close()
+	}
+}
+
+func (o openSocket) address() string {
+	if o.listener != nil {
+		return fmt.Sprintf("%s %s", o.endpoint.Network, fivetuple.AddressOf(o.listener.Addr()))
+	}
+	return fmt.Sprintf("%s %s", o.endpoint.Network, fivetuple.AddressOf(o.packets.LocalAddr()))
+}
+
+// file is a copy of the descriptor.
+func (o openSocket) file() (*os.File, error) {
+	var socket any = o.packets
+	if o.listener != nil {
+		socket = o.listener
+	}
+	if filer, ok := socket.(interface{ File() (*os.File, error) }); ok {
+		return filer.File()
+	}
+	return nil, errors.ErrUnsupported
+}
+
+// ownFile says whether closing the socket removes its file, if it has one.
+func (o openSocket) ownFile(own bool) {
+	var socket any = o.packets
+	if o.listener != nil {
+		socket = o.listener
+	}
+	if u, ok := socket.(interface{ SetUnlinkOnClose(bool) }); ok {
+		u.SetUnlinkOnClose(own)
+	}
+}
+
+// ownFiles makes this process the one that removes the files of Unix sockets.
+func (s *Service) ownFiles() {
+	for _, p := range s.parts {
+		for _, o := range p.sockets() {
+			o.ownFile(true)
+		}
+	}
+}
+
+func closeAll(sockets []openSocket) {
+	for _, o := range sockets {
+		o.close()
+	}
+}
+
+func (s *Service) openAll(ctx context.Context) (sockets []openSocket, err error) {
+	for _, given := range s.config.Sockets {
+		o, err := adopt(given)
+		if err != nil {
+			return sockets, fmt.Errorf("take over the socket of %s: %w", given.Endpoint, err)
+		}
+		sockets = append(sockets, o)
+	}
+	for _, e := range s.config.Endpoints {
+		e, err := e.ResolveService(ctx, net.DefaultResolver)
+		if err != nil {
+			return sockets, err
+		}
+		opened, err := s.open(ctx, e)
+		sockets = append(sockets, opened...)
+		if err != nil {
+			return sockets, table.ExplainInUse(ctx, err, e)
+		}
+	}
+	return sockets, nil
+}
+
+// adopt makes a socket of an open file.
+func adopt(given Socket) (openSocket, error) {
+	defer given.File.Close()
+	o := openSocket{endpoint: given.Endpoint}
+	var err error
+	if given.Endpoint.Network.IsDatagram() {
+		o.packets, err = datagram.FileConn(given.File)
+	} else {
+		o.listener, err = stream.FileListener(given.File)
+	}
+	return o, err
+}
+
+// open opens the socket of an endpoint, or one for each event loop.
+func (s *Service) open(ctx context.Context, e fivetuple.Endpoint) ([]openSocket, error) {
+	c := &s.config
+	if e.Network.IsDatagram() {
+		lc := datagram.ListenConfig{Options: c.Options, Mode: c.Mode, Owner: c.Owner, Interface: c.Interface, Sources: c.Sources, Report: c.Report}
+		conn, err := lc.Listen(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		return []openSocket{{endpoint: e, packets: conn}}, nil
+	}
+	lc := stream.ListenConfig{Options: c.Options, Mode: c.Mode, Owner: c.Owner, Report: c.Report}
+	engine, err := c.engine([]fivetuple.Network{e.Network})
+	if err != nil {
+		return nil, err
+	}
+	n := 1
+	if engine == Poll && e.Network.Protocol() == fivetuple.TCP {
+		n = c.loops()
+	}
+	return shards(ctx, lc, e, n)
+}
+
+func (c *Config) loops() int { return cmp.Or(c.Loops, runtime.GOMAXPROCS(0)) }
+
+// shards opens n listening sockets on one TCP port, among which the kernel
+// spreads the connections (SO_REUSEPORT, socket(7)). Somebody else who already
+// listens there is an error, as without the option.
+func shards(ctx context.Context, lc stream.ListenConfig, e fivetuple.Endpoint, n int) (opened []openSocket, err error) {
+	first, err := lc.Listen(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	if n == 1 {
+		return []openSocket{{endpoint: e, listener: first}}, nil
+	}
+	asked := e
+	e = e.WithPort(fivetuple.AddressOf(first.Addr()).AddrPort.Port())
+	first.Close() // nobody else is there: with the option that would not be seen
+	reuse, err := sockopt.Parse("reuseport")
+	if err != nil {
+		return nil, err
+	}
+	lc.Options = append(sockopt.Settings{reuse}, lc.Options...)
+	for range n {
+		ln, err := lc.Listen(ctx, e)
+		if err != nil {
+			return opened, err
+		}
+		opened = append(opened, openSocket{endpoint: asked, listener: ln})
+		lc.Report = nil // the others are the same
+	}
+	return opened, nil
+}
