@@ -172,7 +172,9 @@ func (s *Service) adopt(conns []handoff.Item) error {
 	for _, p := range s.parts {
 		if l, ok := p.(*loopPart); ok {
 			for _, item := range conns {
-				if err := l.server.Adopt(item.File, item.State); err != nil {
+				err := l.server.Adopt(item.File, item.State)
+				item.File.Close() // it has a duplicate
+				if err != nil {
 					return err
 				}
 			}

@@ -365,6 +365,7 @@ func (s *Server) admit(n *newcomer, limits *stream.Limits) error {
 // enter counts a connection that has no place yet. s.mu is held.
 func (s *Server) enter(id uint64, from source) {
 	s.where[id] = place{slot: -1}
+	s.unplaced++
 	if from.IsValid() {
 		s.perSource[from]++
 	}

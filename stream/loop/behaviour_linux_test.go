@@ -473,15 +473,16 @@ func TestTimeouts(t *testing.T) {
 		cause  string
 	}{
 		{"a silent client", stream.Limits{IdleTimeout: 200 * time.Millisecond}, 0, 200 * time.Millisecond, "idle timeout"},
-		{"a client that stops", stream.Limits{IdleTimeout: 200 * time.Millisecond}, 5, 500 * time.Millisecond, "idle timeout"},
+		{"a client that stops", stream.Limits{IdleTimeout: 800 * time.Millisecond}, 5, 1100 * time.Millisecond, "idle timeout"},
 		{"no first byte", stream.Limits{FirstByteTimeout: 200 * time.Millisecond, IdleTimeout: time.Hour}, 0, 200 * time.Millisecond, "no first byte"},
-		{"a first byte in time", stream.Limits{FirstByteTimeout: 200 * time.Millisecond, IdleTimeout: 400 * time.Millisecond}, 1, 460 * time.Millisecond, "idle timeout"},
+		{"a first byte in time", stream.Limits{FirstByteTimeout: 600 * time.Millisecond, IdleTimeout: 800 * time.Millisecond}, 1, 860 * time.Millisecond, "idle timeout"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			both(t, func(t *testing.T, make func(config) server) {
 				ev := &events{}
-				c := dial(t, start(t, make(config{kind: "discard", sink: ev, limits: tt.limits}), "0"))
+				ln := start(t, make(config{kind: "discard", sink: ev, limits: tt.limits}), "0")
 				began := time.Now()
+				c := dial(t, ln)
 				drip := time.NewTicker(60 * time.Millisecond)
 				defer drip.Stop()
 				for range tt.drips {
@@ -584,13 +585,14 @@ func TestShutdownLetsASlowClientHaveAllThatWasQueued(t *testing.T) {
 		if err := s.Send(id, randomBytes(size)); err != nil {
 			t.Fatal(err)
 		}
+		readFull(t, c, 1) // it is being sent
 		done := inBackground(func() error {
 			ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 			defer cancel()
 			return s.Shutdown(ctx)
 		})
 		time.Sleep(600 * time.Millisecond) // the client's slowness is what is tested
-		if n, err := io.Copy(io.Discard, c); n != size || err != nil {
+		if n, err := io.Copy(io.Discard, c); n != size-1 || err != nil {
 			t.Errorf("got %d bytes of %d, %v", n, size, err)
 		}
 		if err := <-done; err != nil {
@@ -826,4 +828,44 @@ func TestChargenSendsThePatternAsFastAsItIsRead(t *testing.T) {
 		closeWrite(c) // it goes on
 		readFull(t, c, 10_000_000)
 	})
+}
+
+func TestAConnectionEndsOnlyWhenThePeerHasAll(t *testing.T) {
+	both(t, func(t *testing.T, make func(config) server) {
+		ev := &events{}
+		c := dial(t, start(t, make(config{kind: "echo", sink: ev}), "0"))
+		sent := randomBytes(300_000) // more than the peer's buffer, less than the server's
+		c.Write(sent)
+		closeWrite(c)
+		time.Sleep(300 * time.Millisecond) // in which nothing should end
+		for _, e := range ev.snapshot() {
+			if e.Kind == stats.Disconnect {
+				t.Errorf("got %+v before the peer had all", e)
+			}
+		}
+		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, sent) {
+			t.Errorf("got %d bytes of %d, %v", len(got), len(sent), err)
+		}
+		if end := ev.wait(t, stats.Disconnect); end.Cause != "peer closed" || end.Duration > flushTimeout {
+			t.Errorf("got %+v", end)
+		}
+	})
+}
+
+func TestAPeerThatNeverEndsIsNotWaitedForLong(t *testing.T) {
+	for name, make := range map[string]func(config) server{"goroutines": newGoroutines, "loops": newLoops} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ev := &events{}
+			c := dial(t, start(t, make(config{kind: "chat", sink: ev}), "0"))
+			io.WriteString(c, "/quit\n")
+			if _, err := io.ReadAll(c); err != nil {
+				t.Fatal(err)
+			}
+			end := ev.wait(t, stats.Disconnect)
+			if end.Cause != "done" || end.Duration < flushTimeout || end.Duration > 2*flushTimeout {
+				t.Errorf("got %+v", end)
+			}
+		})
+	}
 }

@@ -48,11 +48,12 @@ func (l *loop) give(c *conn, give func(f *os.File, state []byte) error) error {
 	return give(os.NewFile(uintptr(fd), t.String()), l.snapshot(c).encode())
 }
 
-// Resume goes on after HandOff as if nothing had happened. Without a HandOff
-// before it does nothing.
+// Resume goes on after HandOff as if nothing had happened, and begins to serve
+// what was adopted before Serve. Otherwise it does nothing.
 func (s *Server) Resume() error {
 	s.handing.Lock()
 	defer s.handing.Unlock()
+	s.begin()
 	s.mu.Lock()
 	frozen := s.frozen
 	s.frozen = nil
@@ -69,7 +70,8 @@ func (s *Server) Resume() error {
 	return nil
 }
 
-// Release lets go of what HandOff gave away: it closes the server's own
+// Release lets go of what HandOff gave away, or of what was adopted and never
+// served: it closes the server's own
 // descriptors, which leaves the connections of another process that has them
 // alone, and makes Serve return [stream.ErrServerClosed]. There are no
 // Disconnect events, since nothing has ended; nor is the file of a Unix socket
@@ -79,10 +81,11 @@ func (s *Server) Release() error {
 	defer s.handing.Unlock()
 	s.mu.Lock()
 	frozen := s.frozen
-	if frozen == nil {
+	if s.begun && frozen == nil {
 		s.mu.Unlock()
 		return errors.New("release: nothing is handed off: call HandOff first")
 	}
+	already := s.closed
 	s.frozen = nil
 	s.closed = true
 	as, loops := s.acceptors, s.loops
@@ -92,14 +95,16 @@ func (s *Server) Release() error {
 	for _, l := range loops {
 		l.forget()
 	}
-	s.thawLoops(frozen)
+	if frozen != nil {
+		s.thawLoops(frozen)
+	}
 	for _, a := range as {
 		if u, ok := a.ln.(interface{ SetUnlinkOnClose(bool) }); ok {
 			u.SetUnlinkOnClose(false)
 		}
 	}
 	s.unlisten(as)
-	if s.ended != nil {
+	if s.ended != nil && !already {
 		close(s.ended)
 	}
 	s.stop()
@@ -129,6 +134,7 @@ func (l *loop) forget() {
 func (s *Server) freeze() error {
 	s.handing.Lock()
 	defer s.handing.Unlock()
+	s.begin()
 	s.mu.Lock()
 	if s.closed || s.frozen != nil {
 		defer s.mu.Unlock()
@@ -189,11 +195,13 @@ func (l *loop) standStill() bool {
 	}
 }
 
-// Adopt takes over a connection that another server handed off, and serves it
-// from now on. It works on a duplicate: f stays the caller's to close. The
-// connection keeps its id, unless this server has one of that id already. It
-// counts for the limits but is not refused by them, and makes no Accept event,
-// as it made one. Adopt works before, during and after Serve.
+// Adopt takes over a connection that another server handed off. Before Serve, or
+// Resume, has begun nothing is read or written, so that Release can still leave
+// everything to the other; afterwards it is served at once. Adopt works on a
+// duplicate: f stays the caller's to close, best at once, as two descriptors a
+// connection are many. The connection keeps its id, unless this server has one
+// of that id already. It counts for the limits but is not refused by them, and
+// makes no Accept event, as it made one.
 func (s *Server) Adopt(f *os.File, state []byte) error {
 	if err := s.adopt(f, state); err != nil {
 		return fmt.Errorf("adopt %s: %w", f.Name(), err)

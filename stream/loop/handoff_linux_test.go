@@ -364,8 +364,14 @@ func TestReleaseDisturbsNeitherConnectionsNorTheSocketFile(t *testing.T) {
 		t.Errorf("after Release: %v", err)
 	}
 	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
 	b := &Server{Kind: "echo"} // which never serves a listener
 	unpack(t, b, all)
+	if err := b.Resume(); err != nil {
+		t.Fatal(err)
+	}
 	echoes(t, c, []byte("2"))
 	if err := b.Shutdown(t.Context()); err != nil {
 		t.Error(err)
@@ -374,6 +380,35 @@ func TestReleaseDisturbsNeitherConnectionsNorTheSocketFile(t *testing.T) {
 		if e.Kind == stats.Disconnect {
 			t.Errorf("got %+v", e)
 		}
+	}
+}
+
+func TestWhatIsAdoptedWaitsForServeAndCanBeLeft(t *testing.T) {
+	a, b := &Server{Kind: "echo"}, &Server{Kind: "echo"}
+	ln := start(t, loops{a}, "0")
+	c := dial(t, ln)
+	echoes(t, c, []byte("1"))
+	all := pack(t, a)
+	c.Write([]byte("2"))
+	unpack(t, b, all)
+	if b.Len() != 1 {
+		t.Errorf("%d connections adopted", b.Len())
+	}
+	c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, err := c.Read(nilByte()); !isTimeout(err) {
+		t.Errorf("served before Serve: %v", err)
+	}
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if err := b.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	readFull(t, c, 1)
+	echoes(t, c, []byte("3"))
+	if err := (&Server{Kind: "echo"}).Release(); err != nil {
+		t.Errorf("Release of a server that never was: %v", err)
 	}
 }
 
@@ -397,6 +432,9 @@ func TestAPeerThatResetBeforeTheMoveIsADisconnectOfTheNext(t *testing.T) {
 	remote := fivetuple.AddressOf(c.LocalAddr())
 	abort(c)
 	unpack(t, b, all)
+	if err := b.Resume(); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { b.Shutdown(context.Background()) })
 	if err := a.Release(); err != nil {
 		t.Fatal(err)

@@ -264,6 +264,7 @@ func (l *loop) add(n *newcomer) (*conn, error) {
 	l.count.Add(1)
 	s.mu.Lock()
 	s.where[c.id] = place{loop: uint32(l.index), slot: c.slot}
+	s.unplaced--
 	s.mu.Unlock()
 	return c, l.poller.Add(n.fd, c.token(), interest)
 }

@@ -64,10 +64,12 @@ type Server struct {
 
 	handing   sync.Mutex // held while HandOff freezes, Resume or Release thaws
 	mu        sync.Mutex // taken inside a loop's, never around it
+	begun     bool       // the loops run
 	closed    bool
 	frozen    chan struct{} // closed when what HandOff froze goes on; nil if nothing is frozen
 	acceptors []*acceptor
 	where     map[uint64]place // the connections by id
+	unplaced  int              // those of them that have no place yet
 	perSource map[source]int
 	bucket    bucket
 	pause     backoff
@@ -77,7 +79,7 @@ type Server struct {
 	saidFull  time.Time   // when it was last said that clients have to wait
 }
 
-// place is where a connection is.
+// place is where a connection is; the slot is negative until it has one.
 type place struct {
 	loop uint32
 	slot int32
@@ -117,6 +119,7 @@ func (s *Server) Serve(lns ...net.Listener) (err error) {
 			return err
 		}
 	}
+	s.begin()
 	if err := s.listen(as); err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (s *Server) Serve(lns ...net.Listener) (err error) {
 	return err
 }
 
-// init starts the loops, once.
+// init makes the loops, once.
 func (s *Server) init() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,10 +178,20 @@ func (s *Server) init() error {
 		loops[i] = l
 	}
 	s.loops = loops
-	for _, l := range loops {
+	return nil
+}
+
+// begin starts the loops, once.
+func (s *Server) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begun {
+		return
+	}
+	for _, l := range s.loops {
+		s.begun = true
 		s.wg.Go(l.run)
 	}
-	return nil
 }
 
 // clock is the time since the server began, in nanoseconds.
@@ -195,7 +208,7 @@ func (s *Server) allLoops() []*loop {
 func (s *Server) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.where)
+	return len(s.where) - s.unplaced
 }
 
 // Conns returns the ids of the connections of this moment, in no order.
@@ -203,8 +216,10 @@ func (s *Server) Conns() []uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ids := make([]uint64, 0, len(s.where))
-	for id := range s.where {
-		ids = append(ids, id)
+	for id, p := range s.where {
+		if p.slot >= 0 {
+			ids = append(ids, id)
+		}
 	}
 	return ids
 }
@@ -290,7 +305,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		close(s.ended)
 	}
 	s.mu.Unlock()
-	s.Resume()
+	s.Resume() // whatever stands still
 	s.unlisten(as)
 	for _, a := range as {
 		a.ln.Close()
