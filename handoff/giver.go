@@ -29,15 +29,26 @@ func (g *Giver) Peer() ancillary.Credentials { return g.link.peer }
 // Hello is what the other process tells of itself: [Config.Hello] there.
 func (g *Giver) Hello() string { return g.hello }
 
-// Give gives an item. Its file must stay open until Commit or Close has returned,
-// and so do the caller's means to go on with it. After an error nothing more can
-// be given.
+// Give gives an item. Its file must stay open until Flush, Commit or Close has
+// returned, and the caller's means to go on with it until Commit has. After an
+// error nothing more can be given.
 func (g *Giver) Give(it Item) error {
 	if g.err == nil {
 		g.err = g.give(it)
 	}
 	if g.err != nil {
 		return fmt.Errorf("give %s to %s: %w", describe(it), g.link.name(), g.err)
+	}
+	return nil
+}
+
+// Flush sends what was given so far, so that duplicates made for it can be closed.
+func (g *Giver) Flush(ctx context.Context) error {
+	if g.err == nil {
+		g.err = g.flush(ctx)
+	}
+	if g.err != nil {
+		return fmt.Errorf("give to %s: %w", g.link.name(), g.err)
 	}
 	return nil
 }

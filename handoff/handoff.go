@@ -54,6 +54,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 )
@@ -107,6 +108,13 @@ type Config struct {
 }
 
 func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 10*time.Second) }
+
+func (c Config) check() error {
+	if len(c.Hello) > MaxHello {
+		return fmt.Errorf("the hello has %d bytes, of at most %d", len(c.Hello), MaxHello)
+	}
+	return nil
+}
 
 // Listen waits at a path for a process that takes over. See [Config.Listen].
 func Listen(path string) (*Listener, error) { return Config{}.Listen(path) }

@@ -9,8 +9,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -91,8 +93,12 @@ func TestWhatIsTooLongIsNotGiven(t *testing.T) {
 		_, err := taker.Next()
 		wantError(t, err, ErrAborted, tt.want)
 	}
-	if _, err := (Config{Hello: strings.Repeat("h", MaxHello+1)}).Listen(socketPath(t)); err == nil {
+	path := socketPath(t)
+	if _, err := (Config{Hello: strings.Repeat("h", MaxHello+1)}).Listen(path); err == nil {
 		t.Error("listened with a hello too long")
+	}
+	if _, err := os.Lstat(path); err == nil {
+		t.Error("left a socket")
 	}
 }
 
@@ -143,8 +149,13 @@ func TestAConnectionGoesOnInTheNewProcess(t *testing.T) {
 
 func TestOneProcessTakesAndOthersAreTold(t *testing.T) {
 	path := socketPath(t)
+	var mu sync.Mutex
 	var refused []string
-	l := listen(t, Config{Refused: func(err error) { refused = append(refused, err.Error()) }}, path)
+	l := listen(t, Config{Refused: func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		refused = append(refused, err.Error())
+	}}, path)
 	first, second := start(t, path), start(t, path)
 	first.tell("take")
 	g := accept(t, l)
@@ -158,6 +169,11 @@ func TestOneProcessTakesAndOthersAreTold(t *testing.T) {
 		}
 	}
 	g.Close()
+
+	// One that looks and goes away is in nobody's way.
+	for range 3 {
+		listenerOf(t, path)
+	}
 	second.tell("take")
 	g = accept(t, l)
 	if got := second.answer(); got != "" {
@@ -166,9 +182,54 @@ func TestOneProcessTakesAndOthersAreTold(t *testing.T) {
 	second.tell("all")
 	second.tell("acknowledge")
 	ok(t, g.Commit(t.Context()))
-	if len(refused) != 3 || !strings.Contains(refused[0], strconv.Itoa(second.Process.Pid)) {
+	if len(refused) != 6 || !strings.Contains(refused[0], strconv.Itoa(second.Process.Pid)) {
 		t.Errorf("told of refusals: %q", refused)
 	}
+}
+
+// Those who wait before anyone is accepted are told as soon as one of them is.
+func TestOfThoseWhoWaitOneTakes(t *testing.T) {
+	const takers = 5
+	path := socketPath(t)
+	l := listen(t, Config{}, path)
+	answers := make(chan error, takers)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range takers {
+		wg.Go(func() {
+			taker, err := Take(t.Context(), path)
+			answers <- err
+			if err == nil {
+				_, err = drain(taker)
+				wantError(t, err, ErrAborted)
+				taker.Close()
+			}
+		})
+	}
+	waiting := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.waiting)
+	}
+	for deadline := time.Now().Add(patience); waiting() < takers; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d wait, want %d", waiting(), takers)
+		}
+	}
+	g := accept(t, l)
+	takes := 0
+	for range takers {
+		switch err := <-answers; {
+		case err == nil:
+			takes++
+		default:
+			wantError(t, err, ErrBusy)
+		}
+	}
+	if takes != 1 {
+		t.Errorf("%d take over, want 1", takes)
+	}
+	g.Close()
 }
 
 // The control socket itself is given: nobody who comes finds nobody there.

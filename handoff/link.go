@@ -144,13 +144,11 @@ func (l *link) lastWords(err error) error {
 	}
 }
 
-// abort tells the peer why, if it can be told at once, and closes the connection.
+// abort tells the peer why, unless that would have to wait, and closes the connection.
 func (l *link) abort(why error) error { return l.dismiss(recordAbort, why.Error()) }
 
 func (l *link) dismiss(kind byte, text string) error {
-	const patience = 100 * time.Millisecond
-	l.conn.SetDeadline(time.Now().Add(patience))
-	_ = ancillary.SendFiles(l.conn, append([]byte{kind}, text[:min(len(text), maxReason)]...))
+	trySend(l.conn, append([]byte{kind}, text[:min(len(text), maxReason)]...))
 	return l.conn.Close()
 }
 

@@ -20,14 +20,19 @@ type Listener struct {
 	file   fs.FileInfo // of the socket; nil for an abstract one
 	ln     *net.UnixListener
 
-	arrived chan *link    // the one that takes over, until Accept has it
+	arrived chan struct{} // tells Accept to look
 	closing chan struct{} // closed by Close, and once everything is given
 	done    chan struct{} // closed when the goroutine that accepts has ended
 
-	mu     sync.Mutex
-	taking string // who takes over: others are refused meanwhile
-	closed bool
+	mu      sync.Mutex
+	waiting []*link // for Accept
+	taking  string  // who takes over: others are refused meanwhile
+	closed  bool
 }
+
+// maxWaiting is how many may wait for Accept. One will do; those that have gone
+// away meanwhile count too.
+const maxWaiting = 16
 
 // Listen makes a socket at a path that only this user, and root, can connect to:
 // its file is born with the mode 0600. It replaces the socket of a process that is
@@ -35,24 +40,32 @@ type Listener struct {
 // [fs.ErrExist] if it is not a socket. A path that begins with "@" is a name in the
 // abstract name space. Other processes are answered once [Listener.Accept] is called.
 func (c Config) Listen(path string) (*Listener, error) {
+	l, err := c.listen(path)
+	if err != nil {
+		return nil, fmt.Errorf("wait for a handoff at %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func (c Config) listen(path string) (*Listener, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
 	ln, err := bind(path)
-	if err == nil {
-		var l *Listener
-		if l, err = c.listener(path, ln); err == nil {
-			return l, nil
-		}
+	if err != nil {
+		return nil, err
+	}
+	l, err := c.listener(path, ln)
+	if err != nil {
 		ln.Close()
 	}
-	return nil, fmt.Errorf("wait for a handoff at %s: %w", path, err)
+	return l, err
 }
 
 func (c Config) listener(path string, ln *net.UnixListener) (*Listener, error) {
-	if len(c.Hello) > MaxHello {
-		return nil, fmt.Errorf("the hello has %d bytes, of at most %d", len(c.Hello), MaxHello)
-	}
 	l := &Listener{
 		config: c, path: path, ln: ln,
-		arrived: make(chan *link, 1), closing: make(chan struct{}), done: make(chan struct{}),
+		arrived: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}),
 	}
 	if !strings.HasPrefix(path, "@") {
 		var err error
@@ -64,23 +77,23 @@ func (c Config) listener(path string, ln *net.UnixListener) (*Listener, error) {
 	return l, nil
 }
 
-// Accept waits for a process that takes over, of the same user or root. While it
-// does, until its Giver is closed or has committed, others are told [ErrBusy].
+// Accept waits for a process that takes over, of the same user or root. Until its
+// Giver is closed or has committed, others are told [ErrBusy].
 // After Close, or once all is given, the error wraps [net.ErrClosed].
 func (l *Listener) Accept(ctx context.Context) (*Giver, error) {
 	for {
+		if link := l.next(); link != nil {
+			if g := l.welcome(ctx, link); g != nil {
+				return g, nil
+			}
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return nil, l.failed(context.Cause(ctx))
 		case <-l.closing:
 			return nil, l.failed(net.ErrClosed)
-		case link := <-l.arrived:
-			hello, err := l.greet(ctx, link)
-			if err == nil {
-				return &Giver{link: link, listener: l, hello: hello}, nil
-			}
-			l.free() // first, since it may come again at once
-			l.refuse(link, err)
+		case <-l.arrived:
 		}
 	}
 }
@@ -115,15 +128,13 @@ func (l *Listener) stop(first bool) (err error) {
 		close(l.closing)
 	}
 	<-l.done
-	select {
-	case link := <-l.arrived:
+	for link := l.next(); link != nil; link = l.next() {
 		link.abort(errors.New("no handoff is waited for any more"))
-	default:
 	}
 	return err
 }
 
-// acceptAll takes one process at a time and refuses the others.
+// acceptAll has processes wait for Accept, and refuses them while one takes over.
 func (l *Listener) acceptAll() {
 	defer close(l.done)
 	for {
@@ -147,24 +158,74 @@ func (l *Listener) acceptAll() {
 			l.refuse(link, err)
 			continue
 		}
-		if other := l.reserve(link.name()); other != "" {
-			link.dismiss(recordBusy, other)
-			l.report(fmt.Errorf("%s wants to take over: %w", link.name(), ErrBusy))
-			continue
+		if other := l.enqueue(link); other != "" {
+			l.turnAway(link, other)
 		}
-		l.arrived <- link // there is room: it is the only one
 	}
 }
 
-// reserve lets a process take over unless another one does, whose name it returns.
-func (l *Listener) reserve(name string) (other string) {
+// enqueue has a process wait for Accept, unless another one is in the way.
+func (l *Listener) enqueue(link *link) (other string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.taking != "":
+		return l.taking
+	case len(l.waiting) == maxWaiting:
+		return "more of them wait than are let in"
+	}
+	l.waiting = append(l.waiting, link)
+	select {
+	case l.arrived <- struct{}{}:
+	default:
+	}
+	return ""
+}
+
+func (l *Listener) next() (first *link) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) > 0 {
+		first, l.waiting = l.waiting[0], l.waiting[1:]
+	}
+	return first
+}
+
+// welcome makes the process that is the first to say hello the one that takes over,
+// and turns away the others.
+func (l *Listener) welcome(ctx context.Context, link *link) *Giver {
+	hello, err := receiveHello(ctx, link)
+	if err != nil {
+		l.refuse(link, err)
+		return nil
+	}
+	other, waiting := l.reserve(link.name())
+	if other != "" {
+		l.turnAway(link, other)
+		return nil
+	}
+	for _, late := range waiting {
+		l.turnAway(late, link.name())
+	}
+	if err := link.send(ctx, recordHello, encodeHello(l.config.Hello)); err != nil {
+		l.free() // first, since it may come again at once
+		l.refuse(link, err)
+		return nil
+	}
+	return &Giver{link: link, listener: l, hello: hello}
+}
+
+// reserve makes a process the one that takes over, unless another one is, whose
+// name it returns.
+func (l *Listener) reserve(name string) (other string, waiting []*link) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.taking != "" {
-		return l.taking
+		return l.taking, nil
 	}
+	waiting, l.waiting = l.waiting, nil
 	l.taking = name
-	return ""
+	return "", waiting
 }
 
 func (l *Listener) free() {
@@ -173,7 +234,7 @@ func (l *Listener) free() {
 	l.taking = ""
 }
 
-func (l *Listener) greet(ctx context.Context, link *link) (hello string, err error) {
+func receiveHello(ctx context.Context, link *link) (text string, err error) {
 	kind, payload, files, err := link.receive(ctx)
 	closeFiles(files)
 	if err != nil {
@@ -182,10 +243,12 @@ func (l *Listener) greet(ctx context.Context, link *link) (hello string, err err
 	if kind != recordHello {
 		payload = nil
 	}
-	if hello, err = decodeHello(payload); err != nil {
-		return "", err
-	}
-	return hello, link.send(ctx, recordHello, encodeHello(l.config.Hello))
+	return decodeHello(payload)
+}
+
+func (l *Listener) turnAway(link *link, other string) {
+	link.dismiss(recordBusy, other)
+	l.report(fmt.Errorf("%s wants to take over: %w: %s", link.name(), ErrBusy, other))
 }
 
 func (l *Listener) refuse(link *link, why error) {

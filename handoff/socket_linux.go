@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,6 +43,19 @@ func withoutPath(err error) error {
 		return op.Err
 	}
 	return err
+}
+
+// trySend sends a record if there is room for it at once, whatever the deadline.
+func trySend(conn *net.UnixConn, record []byte) {
+	conn.SetDeadline(time.Time{})
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Write(func(fd uintptr) (done bool) {
+		_, _ = unix.SendmsgN(int(fd), record, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		return true
+	})
 }
 
 // listenAgain makes a listener of one that another process had. Processes that

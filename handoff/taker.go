@@ -153,8 +153,8 @@ func (t *Taker) Abort(why error) error {
 func (t *Taker) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, t.config.timeout())
 	defer cancel()
-	if len(t.config.Hello) > MaxHello {
-		return fmt.Errorf("the hello has %d bytes, of at most %d", len(t.config.Hello), MaxHello)
+	if err := t.config.check(); err != nil {
+		return err
 	}
 	conn, err := connect(ctx, t.path)
 	switch {

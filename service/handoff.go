@@ -242,7 +242,7 @@ func (c *Control) wait(ctx context.Context) {
 func (s *Service) handOver(ctx context.Context, g *handoff.Giver) error {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	given := &copies{giver: g}
+	given := &copies{ctx: ctx, giver: g}
 	defer given.close()
 	err := s.give(given)
 	if err == nil {
@@ -258,23 +258,32 @@ func (s *Service) handOver(ctx context.Context, g *handoff.Giver) error {
 	return err
 }
 
-// copies gives files, and keeps them open as long as the giver needs them.
+// copies gives duplicates of descriptors, and closes them once they are sent: a
+// process may not have so many at once.
 type copies struct {
+	ctx   context.Context
 	giver *handoff.Giver
 	files []*os.File
 }
 
 func (c *copies) Give(item handoff.Item) error {
+	const most = 200
 	if item.File != nil {
 		c.files = append(c.files, item.File)
 	}
-	return c.giver.Give(item)
+	err := c.giver.Give(item)
+	if err == nil && len(c.files) >= most {
+		err = c.giver.Flush(c.ctx)
+		c.close()
+	}
+	return err
 }
 
 func (c *copies) close() {
 	for _, f := range c.files {
 		f.Close()
 	}
+	c.files = c.files[:0]
 }
 
 func (s *Service) give(g *copies) error {

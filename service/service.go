@@ -105,7 +105,7 @@ func Start(ctx context.Context, c Config) (*Service, error) {
 }
 
 func open(ctx context.Context, c Config) (*Service, error) {
-	if err := c.check(); err != nil {
+	if err := c.Check(); err != nil {
 		return nil, err
 	}
 	s := &Service{config: c, failure: make(chan error, 1)}
@@ -230,8 +230,9 @@ func (c *Config) engine(networks []fivetuple.Network) (Engine, error) {
 	return Poll, nil
 }
 
-// check refuses what does not go together before anything is opened.
-func (c *Config) check() error {
+// Check refuses what does not go together, before anything is opened: an error of
+// it is one of the configuration.
+func (c *Config) Check() error {
 	if c.Handler == nil && !slices.Contains(Kinds(), c.Kind) {
 		return fmt.Errorf("unknown kind %q: want one of %s", c.Kind, strings.Join(Kinds(), ", "))
 	}
@@ -248,7 +249,14 @@ func (c *Config) check() error {
 			return fmt.Errorf("serve %s: %w", s.Endpoint, err)
 		}
 	}
-	return nil
+	var streams []fivetuple.Network
+	for _, e := range c.Endpoints {
+		if !e.Network.IsDatagram() {
+			streams = append(streams, e.Network)
+		}
+	}
+	_, err := c.engine(streams)
+	return err
 }
 
 func (c *Config) checkEndpoint(e fivetuple.Endpoint) error {

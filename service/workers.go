@@ -25,7 +25,7 @@ type Shared struct {
 
 // OpenShared opens the sockets of a configuration for so many processes.
 func OpenShared(ctx context.Context, c Config, workers int) (*Shared, error) {
-	if err := c.check(); err != nil {
+	if err := c.Check(); err != nil {
 		return nil, err
 	}
 	s := &Shared{config: c, workers: workers}
