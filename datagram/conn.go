@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,6 +36,7 @@ type Conn struct {
 	remote    fivetuple.Address // where Send sends to, zero if not dialed
 	connected bool              // connect(2) was called with remote
 	file      *unixfile.File    // of the name it is bound to; nil if none
+	keepFile  atomic.Bool       // Close leaves it
 
 	reading sync.Mutex
 	packet  Packet // what Read receives into
@@ -255,9 +257,16 @@ func (c *Conn) reaches(to fivetuple.Address) bool {
 
 // Close implements net.Conn.
 func (c *Conn) Close() error {
-	c.file.Remove()
+	if !c.keepFile.Load() {
+		c.file.Remove()
+	}
 	return c.socket.Close()
 }
+
+// SetUnlinkOnClose says whether Close removes the file of a Unix socket. It does
+// that of one bound here, and leaves that of one from [FileConn], which belongs to
+// whoever made it.
+func (c *Conn) SetUnlinkOnClose(unlink bool) { c.keepFile.Store(!unlink) }
 
 // RemoteAddr is what was dialed, connected or not; nil if nothing was.
 func (c *Conn) RemoteAddr() net.Addr { return c.netAddr(c.remote) }

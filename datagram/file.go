@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/unixfile"
 )
 
 // FileConn makes a Conn of a socket that this process was given, bound already:
@@ -39,7 +40,9 @@ func (c *Conn) adopt() error {
 	if ra := c.socket.RemoteAddr(); ra != nil && !fivetuple.AddressOf(ra).IsZero() {
 		c.remote, c.connected = fivetuple.AddressOf(ra), true
 	}
-	if c.udp == nil {
+	if c.unix != nil {
+		c.file = unixfile.Of(c.local.Name)
+		c.keepFile.Store(true)
 		return nil
 	}
 	raw, err := c.SyscallConn()

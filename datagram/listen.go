@@ -107,7 +107,7 @@ func check(e fivetuple.Endpoint, options sockopt.Settings) error {
 		return fmt.Errorf("%%%s goes with a group or an IPv6 address: use the option bindtodevice=%s", e.Zone, e.Zone)
 	}
 	for _, set := range options {
-		if set.Option().Name == "gro" {
+		if set.Option().Name == "gro" && e.Network.IsIP() {
 			return fmt.Errorf("option gro would join datagrams into one: %w", errors.ErrUnsupported)
 		}
 	}

@@ -449,7 +449,7 @@ func TestAGiverThatTalksNonsenseIsLeft(t *testing.T) {
 		{nil, "without a word"},
 	} {
 		path := socketPath(t)
-		ln, err := bind(path)
+		ln, _, err := bind(path)
 		ok(t, err)
 		done := make(chan struct{})
 		go func() {

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"os"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/fivetuple/fivetuple/internal/unixfile"
 )
 
 // Listener waits for processes that take over. Its methods may be called by
@@ -17,7 +16,7 @@ import (
 type Listener struct {
 	config Config
 	path   string
-	file   fs.FileInfo // of the socket; nil for an abstract one
+	file   *unixfile.File // of the socket; nil for an abstract one
 	ln     *net.UnixListener
 
 	arrived chan struct{} // tells Accept to look
@@ -37,7 +36,7 @@ const maxWaiting = 16
 // Listen makes a socket at a path that only this user, and root, can connect to:
 // its file is born with the mode 0600. It replaces the socket of a process that is
 // gone, and nothing else: an error wraps EADDRINUSE if somebody listens there, or
-// [fs.ErrExist] if it is not a socket. A path that begins with "@" is a name in the
+// [io/fs.ErrExist] if it is not a socket. A path that begins with "@" is a name in the
 // abstract name space. Other processes are answered once [Listener.Accept] is called.
 func (c Config) Listen(path string) (*Listener, error) {
 	l, err := c.listen(path)
@@ -51,30 +50,20 @@ func (c Config) listen(path string) (*Listener, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	ln, err := bind(path)
+	ln, file, err := bind(path)
 	if err != nil {
 		return nil, err
 	}
-	l, err := c.listener(path, ln)
-	if err != nil {
-		ln.Close()
-	}
-	return l, err
+	return c.listener(path, ln, file), nil
 }
 
-func (c Config) listener(path string, ln *net.UnixListener) (*Listener, error) {
+func (c Config) listener(path string, ln *net.UnixListener, file *unixfile.File) *Listener {
 	l := &Listener{
-		config: c, path: path, ln: ln,
+		config: c, path: path, ln: ln, file: file,
 		arrived: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}),
 	}
-	if !strings.HasPrefix(path, "@") {
-		var err error
-		if l.file, err = os.Lstat(path); err != nil {
-			return nil, err
-		}
-	}
 	go l.acceptAll()
-	return l, nil
+	return l
 }
 
 // Accept waits for a process that takes over, of the same user or root. Until its
@@ -105,10 +94,8 @@ func (l *Listener) Close() error {
 	first := !l.closed
 	l.closed = true
 	l.mu.Unlock()
-	if first && l.file != nil {
-		if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.file) {
-			os.Remove(l.path)
-		}
+	if first {
+		l.file.Remove()
 	}
 	return l.stop(first)
 }

@@ -15,17 +15,17 @@ import (
 
 const network = "unixpacket"
 
-func bind(path string) (*net.UnixListener, error) {
+func bind(path string) (*net.UnixListener, *unixfile.File, error) {
 	ctx := context.Background()
-	ln, _, err := unixfile.Bind(ctx, network, path, unixfile.Config{}, func(control unixfile.Control) (net.Listener, error) {
-		return (&net.ListenConfig{Control: control}).Listen(ctx, network, path)
+	return unixfile.Bind(ctx, network, path, unixfile.Config{}, func(control unixfile.Control) (*net.UnixListener, error) {
+		ln, err := (&net.ListenConfig{Control: control}).Listen(ctx, network, path)
+		if err != nil {
+			return nil, err
+		}
+		u := ln.(*net.UnixListener)
+		u.SetUnlinkOnClose(false)
+		return u, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	u := ln.(*net.UnixListener)
-	u.SetUnlinkOnClose(false)
-	return u, nil
 }
 
 func connect(ctx context.Context, path string) (*net.UnixConn, error) {

@@ -9,13 +9,15 @@ import (
 	"net"
 	"os"
 	"runtime"
+
+	"github.com/fivetuple/fivetuple/internal/unixfile"
 )
 
 func unsupported() error {
 	return fmt.Errorf("a handoff needs Linux, not %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }
 
-func bind(string) (*net.UnixListener, error) { return nil, unsupported() }
+func bind(string) (*net.UnixListener, *unixfile.File, error) { return nil, nil, unsupported() }
 
 func connect(context.Context, string) (*net.UnixConn, error) { return nil, unsupported() }
 

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/fivetuple/fivetuple/ancillary"
+	"github.com/fivetuple/fivetuple/internal/unixfile"
 )
 
 // Taker is a handoff in the process that takes over. It is for one goroutine.
@@ -110,18 +112,17 @@ func (t *Taker) Listener() (*Listener, error) {
 	if !t.owner || t.listener == nil {
 		return nil, t.failed(errors.New("there is no control socket to be had: only the owner has it, once"))
 	}
+	file := unixfile.Of(t.path)
+	if file == nil && !strings.HasPrefix(t.path, "@") {
+		return nil, t.failed(errors.New("the file of the control socket is gone"))
+	}
 	ln, err := listenAgain(t.listener)
 	if err != nil {
 		return nil, t.failed(err)
 	}
-	l, err := t.config.listener(t.path, ln)
-	if err != nil {
-		ln.Close()
-		return nil, t.failed(err)
-	}
 	t.listener.Close()
 	t.listener = nil
-	return l, nil
+	return t.config.listener(t.path, ln, file), nil
 }
 
 // Close ends a handoff that was not acknowledged: the other process goes on with

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"syscall"
 )
@@ -27,6 +28,7 @@ type direction struct {
 
 	count   Count
 	fatal   bool  // the other direction cannot go on either
+	dropped bool  // what came could not be written to standard output
 	readErr error // of from, but for end of file
 }
 
@@ -52,6 +54,7 @@ func (d *direction) copy() error {
 		if err != nil && d.readErr != nil && separate(d.from.end) {
 			return errors.Join(err, d.finish())
 		}
+		read := b
 		if err == nil {
 			b, err = d.change(b)
 		}
@@ -59,9 +62,20 @@ func (d *direction) copy() error {
 			d.fatal = true
 			return err
 		}
+		before := d.count.Bytes
 		if err := d.pass(b); err != nil {
+			d.giveBack(read, d.count.Bytes-before)
 			return err
 		}
+	}
+}
+
+// giveBack returns to an end that is kept what was read of it and not written. Of a
+// piece that was changed on the way, and written in part, the rest is lost.
+func (d *direction) giveBack(read []byte, written uint64) {
+	k, ok := d.from.end.(*Kept)
+	if ok && !d.from.records && !d.to.records && (len(d.stages) == 0 || written == 0) {
+		k.unread(read[written:])
 	}
 }
 
@@ -116,6 +130,7 @@ func (d *direction) write(b []byte) error {
 	}
 	if err != nil {
 		d.fatal = separate(d.to.end) || !ends(d.to.end)
+		d.dropped = separate(d.to.end) && !errors.Is(err, os.ErrDeadlineExceeded)
 	}
 	return err
 }

@@ -4,20 +4,67 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/fivetuple/fivetuple/secure"
 )
 
 // Keep is the end for one Run of several: its CloseWrite and Close do nothing, and a
-// Read that was not finished waits for the next Run, so that not a byte is lost. It
-// is for a [Stdio], or a connection with deadlines, that serves one peer after the
-// other.
-func Keep(e End) End { return kept{e} }
+// Read that was not finished waits for the next Run, as do bytes that were read and
+// could not be written any more. It is for a [Stdio], or a connection with deadlines,
+// that serves one peer after the other.
+func Keep(e End) *Kept { return &Kept{End: e} }
 
-type kept struct{ End }
+// Kept is an end from [Keep].
+type Kept struct {
+	End
+	rest []byte // read, and not passed on
+	err  error  // of reading, after rest
+}
 
-func (k kept) Close() error {
+// Read implements [End].
+func (k *Kept) Read(p []byte) (int, error) {
+	if len(k.rest) > 0 {
+		n := copy(p, k.rest)
+		k.rest = k.rest[n:]
+		return n, nil
+	}
+	if k.err != nil {
+		return 0, k.err
+	}
+	return k.End.Read(p)
+}
+
+// unread gives bytes back to be read first.
+func (k *Kept) unread(b []byte) { k.rest = append(slices.Clone(b), k.rest...) }
+
+// Ended says, between two Runs, whether the end has come to its end of file, after
+// waiting so long for what it has to say.
+func (k *Kept) Ended(patience time.Duration) bool {
+	if len(k.rest) > 0 || k.err != nil {
+		return len(k.rest) == 0
+	}
+	interrupted := make(chan struct{})
+	stop := time.AfterFunc(patience, func() {
+		defer close(interrupted)
+		interrupt(k)
+	})
+	b := make([]byte, 32<<10)
+	n, err := k.End.Read(b)
+	if !stop.Stop() {
+		<-interrupted
+		k.Close() // it is over
+	}
+	k.rest = b[:n]
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		k.err = err
+	}
+	return n == 0 && k.err != nil
+}
+
+// Close ends a Run.
+func (k *Kept) Close() error {
 	switch e := k.End.(type) {
 	case *stdio:
 		e.resume()
@@ -43,7 +90,7 @@ func ends(e End) bool {
 
 // separate says whether reading and writing e fail apart from each other.
 func separate(e End) bool {
-	if k, ok := e.(kept); ok {
+	if k, ok := e.(*Kept); ok {
 		e = k.End
 	}
 	_, ok := e.(*stdio)
@@ -52,7 +99,7 @@ func separate(e End) bool {
 
 // interrupt makes every Read and Write of e return.
 func interrupt(e End) {
-	if k, ok := e.(kept); ok {
+	if k, ok := e.(*Kept); ok {
 		e = k.End
 	}
 	if s, ok := e.(*stdio); ok {
@@ -63,6 +110,15 @@ func interrupt(e End) {
 		return
 	}
 	e.Close()
+}
+
+// reset closes a TCP connection so that its peer sees what it sent as lost.
+func reset(e End) {
+	if c, ok := e.(net.Conn); ok {
+		if tc, ok := secure.NetConn(c).(*net.TCPConn); ok {
+			tc.SetLinger(0)
+		}
+	}
 }
 
 // closeEnd closes e. A TLS connection says goodbye when it is closed and would wait

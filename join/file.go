@@ -163,7 +163,7 @@ func (t *transfer) interruptible(peer any) func() {
 	switch p := peer.(type) {
 	case *stdio:
 		interrupt, resume = p.interrupt, p.resume
-	case kept:
+	case *Kept:
 		return t.interruptible(p.End)
 	case deadliner:
 		interrupt = func() { p.SetDeadline(time.Unix(1, 0)) }

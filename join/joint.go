@@ -104,6 +104,11 @@ func (j *joint) run(ctx context.Context) (Result, error) {
 		interrupt(j.b.end)
 		j.answers.flushes.Wait()
 	}
+	for _, d := range []*direction{j.ab, j.ba} {
+		if d.dropped { // nobody shall take it for delivered
+			reset(d.from.end)
+		}
+	}
 	early := cause != nil || j.ab.count.Err != nil || j.ba.count.Err != nil
 	if early && ctx.Err() == nil {
 		linger(j.a.end)

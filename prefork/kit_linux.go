@@ -74,11 +74,17 @@ func (k *kit) close() {
 	for _, f := range []*os.File{k.alive, k.ours, k.memory} {
 		f.Close() // a nil file says that it is closed
 	}
-	for _, sockets := range k.sockets {
-		for _, f := range sockets {
-			f.Close()
-		}
+	for n := range k.sockets {
+		k.closeSockets(n)
 	}
+}
+
+// closeSockets closes the copies of worker n's, once no other takes its place.
+func (k *kit) closeSockets(n int) {
+	for _, f := range k.sockets[n] {
+		f.Close()
+	}
+	k.sockets[n] = nil
 }
 
 // duplicate makes a copy that starting a process does not set to blocking mode, as

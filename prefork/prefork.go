@@ -88,8 +88,8 @@ type Group struct {
 // pauses of up to a second when it dies within a second of its start again and
 // again. At the tenth time in a row it gives up, ends the others, and returns why.
 //
-// When ctx ends it sends the workers SIGTERM, after Grace SIGKILL, and returns nil
-// once all have ended by themselves, or an error that wraps [ErrKilled].
+// When ctx ends it closes its copies of the sockets, sends the workers SIGTERM, after
+// Grace SIGKILL, and returns nil once all have ended by themselves, or an error that wraps [ErrKilled].
 func (g *Group) Run(ctx context.Context) error { return g.run(ctx) }
 
 // Total is counter i of all workers together, those that have died included. It is

@@ -134,6 +134,37 @@ func roundTrip(address string) error {
 	return c.echo()
 }
 
+func TestClientsAreRefusedOnceTheGroupStops(t *testing.T) {
+	f, address := tcp(t, "127.0.0.1:0")
+	other, stubborn := tcp(t, "127.0.0.1:0")
+	g := &Group{Workers: 2, Sockets: [][]*os.File{{f}, {other}}, Counters: counters, Command: func(n int) *exec.Cmd {
+		return command([]string{"worker", "stubborn"}[n])(n)
+	}}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- g.Run(ctx) }()
+	connect(t, address)
+	last := connect(t, stubborn)
+	f.Close()
+	cancel()
+	eventually(t, "clients are refused", func() bool {
+		c, err := net.Dial("tcp", address)
+		if err == nil {
+			c.Close()
+		}
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+	select {
+	case err := <-done:
+		t.Errorf("the group had ended before: %v", err)
+	default:
+	}
+	ok(t, syscall.Kill(last.process, syscall.SIGKILL))
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+}
+
 func TestDatagramsWaitForTheSuccessor(t *testing.T) {
 	f, address := udp(t, "127.0.0.1:0")
 	g := &Group{Command: command("worker"), Workers: 1, Sockets: [][]*os.File{{f}}, Counters: counters}

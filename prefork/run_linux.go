@@ -97,6 +97,7 @@ func (g *Group) runOne(ctx context.Context, k *kit, n int) (state *os.ProcessSta
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
+		k.closeSockets(n) // clients that come now are refused, and do not wait for nobody
 		killed, err = stop(cmd.Process, g.grace(), ended)
 	}
 	return cmd.ProcessState, killed, err

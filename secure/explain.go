@@ -54,7 +54,7 @@ func (h *handshake) explain(err error) error {
 	if err == nil || errors.As(err, &done) {
 		return err
 	}
-	for _, try := range []func(error) *HandshakeError{h.chain, h.pinned, h.notTLS, h.alert, h.ended, h.silent, h.local} {
+	for _, try := range []func(error) *HandshakeError{h.chain, h.pinned, h.notTLS, h.echoed, h.alert, h.ended, h.silent, h.local} {
 		if e := try(err); e != nil {
 			e.Op, e.Err = around(err, e.Err), err
 			return e
@@ -105,6 +105,14 @@ func (h *handshake) notTLS(err error) *HandshakeError {
 		advice = "let it connect with TLS"
 	}
 	return &HandshakeError{Err: e, Reason: "the peer does not speak TLS: it said " + firstLine(heard), Advice: advice}
+}
+
+// echoed explains a peer that sends back the client's own hello.
+func (h *handshake) echoed(err error) *HandshakeError {
+	if h.server || h.conn == nil || len(h.conn.heard) <= recordHeader || h.conn.heard[0] != recordHandshake || h.conn.heard[recordHeader] != clientHello {
+		return nil
+	}
+	return &HandshakeError{Err: err, Reason: "the peer does not speak TLS: it sends back what it gets", Advice: "connect to it without TLS"}
 }
 
 // firstLine quotes the beginning of what a peer said.

@@ -158,6 +158,7 @@ func TestPeersThatSpeakNoTLS(t *testing.T) {
 		{"an empty line first", say("\r\nlogin: "), []string{`it said "\r\nlogin: "`}, []string{`\r\nlogin: `}, nil},
 		{"binary", say("\x00\x01\x02\x03\x04\xff\xfe"), []string{`it said "\x00\x01\x02\x03\x04\xff\xfe"`}, []string{"does not speak TLS"}, nil},
 		{"less than a header", say("no\n"), []string{"closed the connection during the handshake"}, []string{"closed the connection"}, io.ErrUnexpectedEOF},
+		{"echo", func(c net.Conn) { io.Copy(c, c) }, []string{"the peer does not speak TLS: it sends back what it gets: connect to it without TLS"}, nil, nil},
 		{"end at once", closing, []string{"closed the connection during the handshake: it may not speak TLS here"}, []string{"and sent nothing"}, nil},
 		{"reset", reset, []string{"closed the connection during the handshake"}, nil, nil},
 		{"old TLS", say("\x15\x03\x01\x00\x02\x02\x46"), []string{`refused with the alert "protocol version not supported" (70): it speaks no version`, "let the peer speak TLS 1.2"}, nil, nil},

@@ -3,8 +3,10 @@ package secure
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"slices"
+	"sync/atomic"
 )
 
 // Connect does the handshake of a client on c, which it closes if that fails.
@@ -19,6 +21,25 @@ func Connect(ctx context.Context, c net.Conn, config *tls.Config) (*tls.Conn, er
 func Accept(ctx context.Context, c net.Conn, config *tls.Config) (*tls.Conn, error) {
 	h := &handshake{conn: &heardConn{Conn: c}, server: true}
 	return h.do(ctx, tls.Server(h.conn, config))
+}
+
+// Truncated says whether the peer of a connection that [Connect] or [Accept]
+// made has ended the one below without a close_notify alert: whatever came may
+// lack its end (RFC 8446 section 6.1), though Read returned [io.EOF]. It is known
+// once Read has returned that, or [io.ErrUnexpectedEOF]. A reset is not meant, as
+// Read says so itself. c may be wrapped by types with a NetConn method; of a
+// connection without TLS it is false.
+func Truncated(c net.Conn) bool {
+	for {
+		if heard, ok := c.(*heardConn); ok {
+			return heard.ended.Load()
+		}
+		over, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return false
+		}
+		c = over.NetConn()
+	}
 }
 
 // handshake is what is known of one when it fails.
@@ -51,12 +72,14 @@ func (h *handshake) noticeRequest(config *tls.Config) *tls.Config {
 	return config
 }
 
-// heardConn keeps the first and the last bytes that come until the handshake is done.
+// heardConn keeps the first and the last bytes that come until the handshake is
+// done, and notices the end: package tls reads nothing after a close_notify.
 type heardConn struct {
 	net.Conn
 	heard []byte
 	last  []byte // as many as a plain alert has, at most
 	done  bool
+	ended atomic.Bool
 }
 
 func (c *heardConn) Read(b []byte) (int, error) {
@@ -66,6 +89,9 @@ func (c *heardConn) Read(b []byte) (int, error) {
 		c.heard = append(c.heard, b[:min(n, most-len(c.heard))]...)
 		c.last = append(c.last, b[max(0, n-plainAlert):n]...)
 		c.last = slices.Clone(c.last[max(0, len(c.last)-plainAlert):])
+	}
+	if n == 0 && err == io.EOF {
+		c.ended.Store(true)
 	}
 	return n, err
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -42,6 +43,12 @@ func openssl(t *testing.T, args ...string) string {
 // test's duration and returns its address.
 func startServer(t *testing.T, args ...string) string {
 	t.Helper()
+	addr, _ := startServerProcess(t, args...)
+	return addr
+}
+
+func startServerProcess(t *testing.T, args ...string) (addr string, p *os.Process) {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), opensslPath(t), append([]string{"s_server", "-accept", "127.0.0.1:0", "-rev"}, args...)...)
 	stdout := must(cmd.StdoutPipe())
 	var stderr bytes.Buffer
@@ -52,12 +59,12 @@ func startServer(t *testing.T, args ...string) string {
 	for lines.Scan() {
 		if addr, found := strings.CutPrefix(lines.Text(), "ACCEPT "); found {
 			go io.Copy(io.Discard, stdout)
-			return addr
+			return addr, cmd.Process
 		}
 	}
 	cmd.Wait()
 	t.Fatalf("openssl s_server ended: %s", &stderr)
-	return ""
+	return "", nil
 }
 
 // client is a running openssl s_client.

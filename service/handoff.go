@@ -47,7 +47,9 @@ type Control struct {
 // event loops serve them, its connections; those of other engines stay with
 // the predecessor until they end. It then waits at path for its own successor.
 //
-// The predecessor must serve the same kind, on no other endpoints than these.
+// The predecessor must serve the same kind, on no other endpoints than these. The
+// Control, which is to be closed before Shutdown, is nil if what was taken over is
+// served but the control socket cannot be had; an event tells why.
 func Succeed(ctx context.Context, c Config, path string) (*Service, *Control, error) {
 	taker, err := handoff.Take(ctx, path)
 	if errors.Is(err, handoff.ErrNobody) {
@@ -61,11 +63,12 @@ func Succeed(ctx context.Context, c Config, path string) (*Service, *Control, er
 	if err != nil {
 		return nil, nil, fmt.Errorf("take over by %s: %w", path, err)
 	}
-	ln, err := taker.Listener()
-	if err != nil {
-		return nil, nil, errors.Join(err, s.abort())
-	}
 	s.start()
+	ln, err := taker.Listener()
+	if err != nil { // what it took over is nobody else's any more
+		s.recordError(fmt.Errorf("no successor can take over: %w", err))
+		return s, nil, nil
+	}
 	return s, s.control(ln), nil
 }
 
@@ -118,7 +121,8 @@ func succeed(ctx context.Context, c Config, taker *handoff.Taker) (*Service, err
 		err = taker.Acknowledge()
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.abort())
+		s.abort()
+		return nil, err
 	}
 	s.ownFiles()
 	return s, nil
@@ -187,14 +191,15 @@ func (s *Service) adopt(conns []handoff.Item) error {
 	return nil
 }
 
-// abort ends a service that was never started. Nothing of what it took over is
-// harmed: the predecessor still has it.
-func (s *Service) abort() error {
+// abort ends a service that was never started. Nothing of what it was given is
+// harmed: the predecessor still has it, and owns the files of its Unix sockets.
+func (s *Service) abort() {
 	for _, p := range s.parts {
-		p.release()
+		if l, ok := p.(*loopPart); ok {
+			l.server.Release()
+		}
 		p.close()
 	}
-	return nil
 }
 
 func (s *Service) control(ln *handoff.Listener) *Control {
@@ -247,6 +252,9 @@ func (s *Service) handOver(ctx context.Context, g *handoff.Giver) error {
 	err := s.give(given)
 	if err == nil {
 		err = g.Commit(ctx)
+	}
+	if err == nil {
+		s.closing.Store(true)
 	}
 	for _, p := range s.parts {
 		if err != nil {

@@ -63,12 +63,16 @@ func (o openSocket) close() {
 	}
 }
 
-func (o openSocket) address() string {
+func (o openSocket) local() fivetuple.Address {
 	if o.listener != nil {
-		return fmt.Sprintf("%s %s", o.endpoint.Network, fivetuple.AddressOf(o.listener.Addr()))
+		return fivetuple.AddressOf(o.listener.Addr())
 	}
-	return fmt.Sprintf("%s %s", o.endpoint.Network, fivetuple.AddressOf(o.packets.LocalAddr()))
+	return fivetuple.AddressOf(o.packets.LocalAddr())
 }
+
+func (o openSocket) port() uint16 { return o.local().AddrPort.Port() }
+
+func (o openSocket) address() string { return fmt.Sprintf("%s %s", o.endpoint.Network, o.local()) }
 
 // file is a copy of the descriptor.
 func (o openSocket) file() (*os.File, error) {
@@ -116,12 +120,12 @@ func (s *Service) openAll(ctx context.Context) (sockets []openSocket, err error)
 		}
 		sockets = append(sockets, o)
 	}
-	for _, e := range s.config.Endpoints {
-		e, err := e.ResolveService(ctx, net.DefaultResolver)
+	for _, asked := range s.config.Endpoints {
+		e, err := asked.ResolveService(ctx, net.DefaultResolver)
 		if err != nil {
 			return sockets, err
 		}
-		opened, err := s.open(ctx, e)
+		opened, err := s.open(ctx, asked, e)
 		sockets = append(sockets, opened...)
 		if err != nil {
 			return sockets, table.ExplainInUse(ctx, err, e)
@@ -132,7 +136,6 @@ func (s *Service) openAll(ctx context.Context) (sockets []openSocket, err error)
 
 // adopt makes a socket of an open file.
 func adopt(given Socket) (openSocket, error) {
-	defer given.File.Close()
 	o := openSocket{endpoint: given.Endpoint}
 	var err error
 	if given.Endpoint.Network.IsDatagram() {
@@ -143,57 +146,73 @@ func adopt(given Socket) (openSocket, error) {
 	return o, err
 }
 
-// open opens the socket of an endpoint, or one for each event loop.
-func (s *Service) open(ctx context.Context, e fivetuple.Endpoint) ([]openSocket, error) {
-	c := &s.config
-	if e.Network.IsDatagram() {
-		lc := datagram.ListenConfig{Options: c.Options, Mode: c.Mode, Owner: c.Owner, Interface: c.Interface, Sources: c.Sources, Report: c.Report}
-		conn, err := lc.Listen(ctx, e)
+// open opens the socket of an endpoint, or one for each event loop. asked is the
+// endpoint as the configuration, and a successor's, names it.
+func (s *Service) open(ctx context.Context, asked, e fivetuple.Endpoint) ([]openSocket, error) {
+	n := 1
+	if !e.Network.IsDatagram() && e.Network.Protocol() == fivetuple.TCP {
+		engine, err := s.config.engine([]fivetuple.Network{e.Network})
 		if err != nil {
 			return nil, err
 		}
-		return []openSocket{{endpoint: e, packets: conn}}, nil
+		if engine == Poll {
+			n = s.config.loops()
+		}
 	}
-	lc := stream.ListenConfig{Options: c.Options, Mode: c.Mode, Owner: c.Owner, Report: c.Report}
-	engine, err := c.engine([]fivetuple.Network{e.Network})
-	if err != nil {
-		return nil, err
+	opened, err := s.config.openShards(ctx, e, n)
+	for i := range opened {
+		opened[i].endpoint = asked
 	}
-	n := 1
-	if engine == Poll && e.Network.Protocol() == fivetuple.TCP {
-		n = c.loops()
-	}
-	return shards(ctx, lc, e, n)
+	return opened, err
 }
 
 func (c *Config) loops() int { return cmp.Or(c.Loops, runtime.GOMAXPROCS(0)) }
 
-// shards opens n listening sockets on one TCP port, among which the kernel
-// spreads the connections (SO_REUSEPORT, socket(7)). Somebody else who already
-// listens there is an error, as without the option.
-func shards(ctx context.Context, lc stream.ListenConfig, e fivetuple.Endpoint, n int) (opened []openSocket, err error) {
-	first, err := lc.Listen(ctx, e)
+// openShards opens n sockets on one IP port, among which the kernel spreads the
+// clients (SO_REUSEPORT, socket(7)). Somebody else who already has the port is an
+// error, as without the option.
+func (c *Config) openShards(ctx context.Context, e fivetuple.Endpoint, n int) (opened []openSocket, err error) {
+	if n == 1 {
+		o, err := c.openSocket(ctx, e, c.Options, c.Report)
+		if err != nil {
+			return nil, err
+		}
+		return []openSocket{o}, nil
+	}
+	first, err := c.openSocket(ctx, e, c.Options, nil)
 	if err != nil {
 		return nil, err
 	}
-	if n == 1 {
-		return []openSocket{{endpoint: e, listener: first}}, nil
-	}
-	asked := e
-	e = e.WithPort(fivetuple.AddressOf(first.Addr()).AddrPort.Port())
-	first.Close() // nobody else is there: with the option that would not be seen
+	e = e.WithPort(first.port())
+	first.close() // nobody else is there: with the option that would not be seen
 	reuse, err := sockopt.Parse("reuseport")
 	if err != nil {
 		return nil, err
 	}
-	lc.Options = append(sockopt.Settings{reuse}, lc.Options...)
+	options := append(sockopt.Settings{reuse}, c.Options...)
+	report := c.Report
+	if report != nil {
+		report = func(granted []sockopt.Granted) { c.Report(granted[min(1, len(granted)):]) } // who asked did not ask for reuseport
+	}
 	for range n {
-		ln, err := lc.Listen(ctx, e)
+		o, err := c.openSocket(ctx, e, options, report)
 		if err != nil {
 			return opened, err
 		}
-		opened = append(opened, openSocket{endpoint: asked, listener: ln})
-		lc.Report = nil // the others are the same
+		opened = append(opened, o)
+		report = nil // the others are the same
 	}
 	return opened, nil
+}
+
+func (c *Config) openSocket(ctx context.Context, e fivetuple.Endpoint, options sockopt.Settings, report func([]sockopt.Granted)) (o openSocket, err error) {
+	o.endpoint = e
+	if e.Network.IsDatagram() {
+		lc := datagram.ListenConfig{Options: options, Mode: c.Mode, Owner: c.Owner, Interface: c.Interface, Sources: c.Sources, Report: report}
+		o.packets, err = lc.Listen(ctx, e)
+	} else {
+		lc := stream.ListenConfig{Options: options, Mode: c.Mode, Owner: c.Owner, Report: report}
+		o.listener, err = lc.Listen(ctx, e)
+	}
+	return o, err
 }

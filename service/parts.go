@@ -74,9 +74,13 @@ func (set socketSet) resume()                                           {}
 
 // release closes this process's copies. The file of a Unix socket stays.
 func (set socketSet) release() {
+	set.disown()
+	set.close()
+}
+
+func (set socketSet) disown() {
 	for _, o := range set {
 		o.ownFile(false)
-		o.close()
 	}
 }
 
@@ -111,8 +115,9 @@ func (p *loopPart) freeze(give func(f *os.File, state []byte) error) error {
 func (p *loopPart) resume() { p.server.Resume() }
 
 func (p *loopPart) release() {
-	p.socketSet.release()
+	p.disown() // before Serve ends, which closes the listeners
 	p.server.Release()
+	p.close()
 }
 
 type streamPart struct {

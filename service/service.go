@@ -74,8 +74,8 @@ type Service struct {
 	parts   []part
 	ids     atomic.Uint64
 	served  sync.WaitGroup
-	closing atomic.Bool
-	failure chan error // the first of a part that ended by itself
+	closing atomic.Bool // that a part ends is no failure
+	failure chan error  // the first of a part that ended by itself
 }
 
 // part is one engine with its sockets.
@@ -105,8 +105,14 @@ func Start(ctx context.Context, c Config) (*Service, error) {
 }
 
 func open(ctx context.Context, c Config) (*Service, error) {
+	defer closeFiles(c.Sockets) // the service has copies
 	if err := c.Check(); err != nil {
 		return nil, err
+	}
+	if len(c.Path)+len(c.Command) > 0 {
+		if _, err := c.handler(); err != nil { // said before a socket is open
+			return nil, err
+		}
 	}
 	s := &Service{config: c, failure: make(chan error, 1)}
 	sockets, err := s.openAll(ctx)
@@ -268,7 +274,7 @@ func (c *Config) checkEndpoint(e fivetuple.Endpoint) error {
 	case e.Network == fivetuple.TLS && c.TLS == nil:
 		return errors.New("TLS needs a certificate")
 	case c.Kind == "exec" && c.exposes(e):
-		return errors.New("a command is run for strangers only with a list of those who may (allow), or over TLS")
+		return errors.New("anyone who connects would run the command: list who may (--allow), serve it over TLS, or listen on 127.0.0.1")
 	}
 	return nil
 }

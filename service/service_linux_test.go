@@ -129,7 +129,7 @@ func TestWhatDoesNotGoTogetherIsRefused(t *testing.T) {
 		{"unknown kind", Config{Kind: "ech", Endpoints: endpoints("0")}, `unknown kind "ech"`},
 		{"no endpoint", Config{Kind: "echo"}, "no endpoint"},
 		{"stdin", Config{Kind: "echo", Endpoints: endpoints("-")}, "no place to listen on"},
-		{"exec for all", Config{Kind: "exec", Command: []string{"cat"}, Endpoints: endpoints("*:0")}, "only with a list of those who may"},
+		{"exec for all", Config{Kind: "exec", Command: []string{"cat"}, Endpoints: endpoints("*:0")}, "would run the command"},
 		{"exec for a network", Config{Kind: "exec", Command: []string{"cat"}, Endpoints: endpoints("*:0"), Limits: allow}, ""},
 		{"exec on loopback", Config{Kind: "exec", Command: []string{"cat"}, Endpoints: endpoints("[::1]:0")}, ""},
 		{"exec on a Unix socket", Config{Kind: "exec", Command: []string{"cat"}, Endpoints: endpoints("unix://@service-test-exec")}, ""},
@@ -289,5 +289,146 @@ func TestASuccessorThatDiffersIsRefusedAndNothingIsLost(t *testing.T) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 		echoes(t, "tcp", tcp, "still here")
+	}
+}
+
+// successions starts a service, has another take it over, and returns both.
+func successions(t *testing.T, c Config) (old, successor *Service) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "control")
+	old, oldControl, err := Succeed(t.Context(), c, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	successor, control, err := Succeed(t.Context(), c, path)
+	if err != nil {
+		oldControl.Close()
+		stop(t, old)
+		t.Fatal(err)
+	}
+	<-oldControl.HandedOver()
+	t.Cleanup(func() {
+		oldControl.Close()
+		control.Close()
+		stop(t, old)
+		stop(t, successor)
+	})
+	return old, successor
+}
+
+func TestHandingOverIsNoFailureOfAnyEngine(t *testing.T) {
+	for _, engine := range []Engine{Poll, Goroutines} {
+		old, _ := successions(t, Config{Kind: "echo", Engine: engine, Endpoints: endpoints("127.0.0.1:0", "udp://127.0.0.1:0")})
+		old.served.Wait()
+		select {
+		case err := <-old.Failed():
+			t.Errorf("%v: the predecessor failed: %v", engine, err)
+		default:
+		}
+	}
+}
+
+func TestANamedServiceIsTakenOver(t *testing.T) {
+	_, successor := successions(t, Config{Kind: "echo", Endpoints: endpoints("localhost:http-alt")})
+	_, tcp := address(t, successor, 0)
+	echoes(t, "tcp", tcp, "hello")
+}
+
+func TestTheFileOfASocketStaysAtItsSuccessorAndGoesWithIt(t *testing.T) {
+	for _, network := range []string{"unix", "seqpacket", "unixgram"} {
+		t.Run(network, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			old, successor := successions(t, Config{Kind: "echo", Endpoints: endpoints(network + "://" + path)})
+			stop(t, old)
+			if _, err := os.Lstat(path); err != nil {
+				t.Error("the predecessor removed it")
+			}
+			stop(t, successor)
+			if _, err := os.Lstat(path); err == nil {
+				t.Error("the successor left it")
+			}
+		})
+	}
+}
+
+func TestASuccessorThatGivesUpRemovesOnlyItsOwnFiles(t *testing.T) {
+	dir := t.TempDir()
+	control, shared, own := filepath.Join(dir, "c"), filepath.Join(dir, "shared"), filepath.Join(dir, "own")
+	old, oldControl, err := Succeed(t.Context(), Config{Kind: "echo", Engine: Poll, Endpoints: endpoints("unix://" + shared)}, control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop(t, old)
+	defer oldControl.Close()
+	conn, err := net.Dial("unix", shared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.Write([]byte("x"))
+	io.ReadFull(conn, make([]byte, 1)) // it is one of the connections
+	c := Config{Kind: "echo", Engine: Goroutines, Endpoints: endpoints("unix://"+shared, "unix://"+own)}
+	if _, _, err := Succeed(t.Context(), c, control); err == nil {
+		t.Fatal("connections of event loops were taken over without them")
+	}
+	echoes(t, "unix", shared, "still here")
+	if _, err := os.Lstat(own); err == nil {
+		t.Error("the file of the socket that was opened in vain is left")
+	}
+}
+
+func TestFilesGivenAreClosedThoughTheServiceCannotBe(t *testing.T) {
+	f, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Start(t.Context(), Config{Kind: "nothing", Sockets: []Socket{{endpoints("8080")[0], f}}}); err == nil {
+		t.Fatal("an unknown kind was started")
+	}
+	if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("closing the file again gives %v, want %v", err, os.ErrClosed)
+	}
+}
+
+func TestAConnectionThatCannotBeTakenOverStaysUntilItEnds(t *testing.T) {
+	control := filepath.Join(t.TempDir(), "control")
+	c := Config{Kind: "echo", Engine: Goroutines, Endpoints: endpoints("127.0.0.1:0")}
+	old, oldControl, err := Succeed(t.Context(), c, control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop(t, old)
+	defer oldControl.Close()
+	_, tcp := address(t, old, 0)
+	conn, err := net.Dial("tcp", tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	say := func(text string) {
+		t.Helper()
+		fmt.Fprint(conn, text)
+		b := make([]byte, len(text))
+		if _, err := io.ReadFull(conn, b); err != nil || string(b) != text {
+			t.Fatalf("got %q, %v; want %q", b, err, text)
+		}
+	}
+	say("before")
+	successor, control2, err := Succeed(t.Context(), c, control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop(t, successor)
+	defer control2.Close()
+	<-oldControl.HandedOver()
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := old.Drain(over); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a connection left Drain gives %v, want %v", err, context.Canceled)
+	}
+	say("after")
+	conn.Close()
+	if err := old.Drain(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -7,10 +7,6 @@ import (
 	"net"
 	"os"
 
-	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/datagram"
-	"github.com/fivetuple/fivetuple/sockopt"
-	"github.com/fivetuple/fivetuple/stream"
 	"github.com/fivetuple/fivetuple/table"
 )
 
@@ -18,7 +14,6 @@ import (
 // port each has one of its own, among which the kernel spreads the clients
 // (SO_REUSEPORT); other sockets are the same for all.
 type Shared struct {
-	config  Config
 	sockets [][]openSocket // by endpoint; of one that all share there is only one
 	workers int
 }
@@ -28,63 +23,23 @@ func OpenShared(ctx context.Context, c Config, workers int) (*Shared, error) {
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
-	s := &Shared{config: c, workers: workers}
-	for i, e := range c.Endpoints {
+	s := &Shared{workers: workers}
+	for _, e := range c.Endpoints {
 		e, err := e.ResolveService(ctx, net.DefaultResolver)
 		if err == nil {
-			s.config.Endpoints[i] = e
-			err = s.open(ctx, e)
+			n := 1
+			if e.Network.IsIP() {
+				n = workers
+			}
+			var opened []openSocket
+			opened, err = c.openShards(ctx, e, n)
+			s.sockets = append(s.sockets, opened)
 		}
 		if err != nil {
 			return nil, errors.Join(table.ExplainInUse(ctx, err, e), s.Close())
 		}
 	}
 	return s, nil
-}
-
-func (s *Shared) open(ctx context.Context, e fivetuple.Endpoint) (err error) {
-	c, n := &s.config, 1
-	if e.Network.IsIP() {
-		n = s.workers
-	}
-	var opened []openSocket
-	if e.Network.IsDatagram() {
-		lc := datagram.ListenConfig{Options: c.Options, Mode: c.Mode, Owner: c.Owner, Interface: c.Interface, Sources: c.Sources, Report: c.Report}
-		opened, err = packetShards(ctx, lc, e, n)
-	} else {
-		lc := stream.ListenConfig{Options: c.Options, Mode: c.Mode, Owner: c.Owner, Report: c.Report}
-		opened, err = shards(ctx, lc, e, n)
-	}
-	s.sockets = append(s.sockets, opened)
-	return err
-}
-
-// packetShards opens n datagram sockets on one port.
-func packetShards(ctx context.Context, lc datagram.ListenConfig, e fivetuple.Endpoint, n int) (opened []openSocket, err error) {
-	first, err := lc.Listen(ctx, e)
-	if err != nil {
-		return nil, err
-	}
-	if n == 1 {
-		return []openSocket{{endpoint: e, packets: first}}, nil
-	}
-	asked := e
-	e = e.WithPort(fivetuple.AddressOf(first.LocalAddr()).AddrPort.Port())
-	first.Close() // nobody else is there: with the option that would not be seen
-	reuse, err := sockopt.Parse("reuseport")
-	if err != nil {
-		return nil, err
-	}
-	lc.Options = append(sockopt.Settings{reuse}, lc.Options...)
-	for range n {
-		conn, err := lc.Listen(ctx, e)
-		if err != nil {
-			return opened, err
-		}
-		opened = append(opened, openSocket{endpoint: asked, packets: conn})
-		lc.Report = nil // the others are the same
-	}
-	return opened, nil
 }
 
 // Files are what each of the processes serves: one for each endpoint, in their order.
@@ -94,6 +49,7 @@ func (s *Shared) Files() (files [][]*os.File, err error) {
 		for _, sockets := range s.sockets {
 			f, err := sockets[n%len(sockets)].file()
 			if err != nil {
+				closeAllFiles(append(files, own))
 				return nil, fmt.Errorf("share %s: %w", sockets[0].endpoint, err)
 			}
 			own = append(own, f)
@@ -101,6 +57,14 @@ func (s *Shared) Files() (files [][]*os.File, err error) {
 		files = append(files, own)
 	}
 	return files, nil
+}
+
+func closeAllFiles(files [][]*os.File) {
+	for _, own := range files {
+		for _, f := range own {
+			f.Close()
+		}
+	}
 }
 
 // Addresses are where the service listens, as [Service.Addresses] tells.

@@ -2,6 +2,7 @@ package stats
 
 import (
 	"encoding/json"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -98,6 +99,9 @@ func TestJSONKeys(t *testing.T) {
 		{e, `{"time":"2025-01-02T03:04:05.000000006Z","kind":"disconnect","service":"echo","conn":3,"protocol":"","local":"","remote":"",` +
 			`"bytes_in":1,"bytes_out":2,"duration_s":1.5,"cause":"peer closed","error":"",` +
 			`"tcp":{"rtt_s":0.001,"rttvar_s":0,"retransmits":0,"cwnd":0,"mss":1448}}`},
+		{Event{Kind: Accept, Conn: 1, Peer: &Peer{PID: 12, UID: 1000, GID: 100}},
+			`{"time":"0001-01-01T00:00:00Z","kind":"accept","service":"","conn":1,"protocol":"","local":"","remote":"",` +
+				`"bytes_in":0,"bytes_out":0,"duration_s":0,"error":"","peer":{"pid":12,"uid":1000,"gid":100}}`},
 		{ServiceCounters{Service: "echo", Causes: map[string]uint64{"reset": 1}},
 			`{"service":"echo","listeners":0,"live":0,"connections":0,"accepted":0,"connected":0,"disconnected":0,"causes":{"reset":1},` +
 				`"unfinished":0,"errors":0,"bytes_in":0,"bytes_out":0,"packets_in":0,"packets_out":0}`},
@@ -108,6 +112,17 @@ func TestJSONKeys(t *testing.T) {
 		got, err := json.Marshal(tc.v)
 		if err != nil || string(got) != tc.want {
 			t.Errorf("got  %s, %v\nwant %s", got, err, tc.want)
+		}
+	}
+}
+
+func TestPeerInWords(t *testing.T) {
+	for p, want := range map[Peer]string{
+		{PID: 12, UID: 1000, GID: 1000}:            "pid 12 uid 1000 gid 1000",
+		{UID: math.MaxUint32, GID: math.MaxUint32}: "pid unknown uid 4294967295 gid 4294967295",
+	} {
+		if got := p.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }

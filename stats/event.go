@@ -9,6 +9,7 @@ package stats
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -78,6 +79,24 @@ type Event struct {
 	Cause                 string        // why it ended, in Disconnect: "peer closed", "idle timeout", ...
 	Err                   string        // what failed, in Error and in Disconnect
 	TCP                   *TCP          // the kernel's last view of a TCP connection, in Disconnect; nil if unknown
+	Peer                  *Peer         // who connected, in Accept on a Unix socket; nil if unknown
+}
+
+// Peer is the process that connected to a Unix socket, as it was then
+// (SO_PEERCRED, unix(7)).
+type Peer struct {
+	PID int    `json:"pid"` // 0 if unknown: it is of a PID namespace that is not seen from here
+	UID uint32 `json:"uid"` // effective
+	GID uint32 `json:"gid"`
+}
+
+// String is "pid 12 uid 1000 gid 1000", with "pid unknown" for 0.
+func (p Peer) String() string {
+	pid := "unknown"
+	if p.PID != 0 {
+		pid = strconv.Itoa(p.PID)
+	}
+	return fmt.Sprintf("pid %s uid %d gid %d", pid, p.UID, p.GID)
 }
 
 // TCP is what of the final TCP_INFO (tcp(7)) is worth keeping.

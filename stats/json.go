@@ -24,7 +24,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 		Time: e.Time, Kind: e.Kind, Service: e.Service, Conn: e.Conn,
 		Protocol: e.Tuple.Protocol, Local: e.Tuple.Local, Remote: e.Tuple.Remote,
 		BytesIn: e.BytesIn, BytesOut: e.BytesOut, PacketsIn: e.PacketsIn, PacketsOut: e.PacketsOut,
-		Duration: e.Duration.Seconds(), Cause: e.Cause, Error: e.Err,
+		Duration: e.Duration.Seconds(), Cause: e.Cause, Error: e.Err, Peer: e.Peer,
 	}
 	if t := e.TCP; t != nil {
 		j.TCP = &tcpJSON{t.RTT.Seconds(), t.RTTVar.Seconds(), t.Retransmits, t.Cwnd, t.MSS}
@@ -48,6 +48,7 @@ type eventJSON struct {
 	Cause      string            `json:"cause,omitzero"`
 	Error      string            `json:"error"`
 	TCP        *tcpJSON          `json:"tcp,omitzero"`
+	Peer       *Peer             `json:"peer,omitzero"`
 }
 
 type tcpJSON struct {

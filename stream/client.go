@@ -14,6 +14,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/dial"
+	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -292,7 +293,7 @@ func (c *Client) TCPInfo() (sockopt.TCPInfo, error) {
 	if conn == nil {
 		return sockopt.TCPInfo{}, ErrNotConnected
 	}
-	sc, ok := socketOf(conn).(syscall.Conn)
+	sc, ok := secure.NetConn(conn).(syscall.Conn)
 	if !ok {
 		return sockopt.TCPInfo{}, fmt.Errorf("get TCP_INFO of %s: %w", c.Endpoint, errors.ErrUnsupported)
 	}

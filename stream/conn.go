@@ -15,6 +15,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/ancillary"
+	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -113,6 +114,10 @@ func (c *Conn) RemoteAddr() net.Addr {
 	}
 	return c.raw.RemoteAddr()
 }
+
+// NetConn is the connection below: TLS or the socket itself, as [secure.NetConn]
+// finds it. What is read from it or written to it is not counted.
+func (c *Conn) NetConn() net.Conn { return c.Conn }
 
 // Server is what accepted the connection.
 func (c *Conn) Server() *Server { return c.server }
@@ -355,20 +360,9 @@ func causeOf(err error) string {
 	return causeFailed
 }
 
-// socketOf returns the connection below TLS.
-func socketOf(nc net.Conn) net.Conn {
-	for {
-		over, ok := nc.(interface{ NetConn() net.Conn })
-		if !ok {
-			return nc
-		}
-		nc = over.NetConn()
-	}
-}
-
 // finalInfo is the kernel's last view of a TCP connection, nil where there is none.
 func finalInfo(nc net.Conn) *stats.TCP {
-	tc, ok := socketOf(nc).(*net.TCPConn)
+	tc, ok := secure.NetConn(nc).(*net.TCPConn)
 	if !ok {
 		return nil
 	}

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/stats"
 )
 
@@ -214,10 +215,10 @@ func TestACommandEndsWithItsConnection(t *testing.T) {
 					}
 					switch way {
 					case "peer resets":
-						if tc, ok := socketOf(c).(*net.TCPConn); ok {
+						if tc, ok := secure.NetConn(c).(*net.TCPConn); ok {
 							tc.SetLinger(0)
 						}
-						socketOf(c).Close()
+						secure.NetConn(c).Close()
 					case "cut":
 						s.Cut(1)
 					case "idle":

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -58,8 +59,12 @@ func openRegular(path string) (*os.File, int64, error) {
 		return nil, 0, err
 	}
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("is a %s, not a regular file", describe(info.Mode()))
+	switch {
+	case err != nil:
+	case info.IsDir():
+		err = errors.New("is a directory, not a regular file")
+	case !info.Mode().IsRegular():
+		err = errors.New("is a special file, not a regular file")
 	}
 	if err != nil {
 		f.Close()

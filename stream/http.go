@@ -93,7 +93,7 @@ type httpConn struct {
 	closed chan struct{}
 	once   sync.Once
 	mu     sync.Mutex
-	err    error // of the last Read or Write that failed, but for deadlines
+	err    error // of the last Read or Write that failed, but for deadlines, and for the end of file that follows a reset
 }
 
 // Close implements net.Conn.
@@ -123,7 +123,9 @@ func (c *httpConn) ReadFrom(r io.Reader) (int64, error) {
 func (c *httpConn) failed(err error) error {
 	if err != nil && !isTimeout(err) {
 		c.mu.Lock()
-		c.err = err
+		if c.err == nil || err != io.EOF {
+			c.err = err
+		}
 		c.mu.Unlock()
 	}
 	return err

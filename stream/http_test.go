@@ -244,3 +244,18 @@ func TestADirectoryThatIsNoneIsAnError(t *testing.T) {
 		t.Errorf("a file: %v", err)
 	}
 }
+
+func TestTheEndOfFileAfterAResetIsNotTheCause(t *testing.T) {
+	c := &httpConn{}
+	c.failed(syscall.ECONNRESET) // net/http reads on, and the kernel tells an error but once
+	c.failed(io.EOF)
+	if err := c.end(); err != syscall.ECONNRESET {
+		t.Errorf("got %v", err)
+	}
+	c = &httpConn{}
+	c.failed(io.EOF)
+	c.failed(syscall.EPIPE)
+	if err := c.end(); err != syscall.EPIPE {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/unixfile"
 	"github.com/fivetuple/fivetuple/internal/vsock"
 	"github.com/fivetuple/fivetuple/sockopt"
 )
@@ -18,7 +18,8 @@ import (
 // ListenConfig says how to listen.
 type ListenConfig struct {
 	Options sockopt.Settings // set on the socket before it is bound
-	// Mode is the permissions of a Unix socket's path. Default 0600.
+	// Mode is the permissions of a Unix socket's path. Default 0600. An abstract
+	// name takes neither mode nor owner: it is an error.
 	Mode fs.FileMode
 	// Owner is who the path of a Unix socket belongs to: "user", "user:group" or
 	// ":group", by name or number. Default: who runs the process.
@@ -38,12 +39,8 @@ func (lc ListenConfig) Listen(ctx context.Context, e fivetuple.Endpoint) (net.Li
 	if err := speaks(e); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", e, err)
 	}
-	owner, err := parseOwner(lc.Owner)
-	if err == nil && owner != noIDs && !e.Network.IsUnix() {
-		err = errors.New("only the path of a Unix socket has an owner")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", e, err)
+	if lc.Owner != "" && !e.Network.IsUnix() {
+		return nil, fmt.Errorf("listen on %s: only the path of a Unix socket has an owner", e)
 	}
 	control := lc.Options.ControlFunc(lc.Report)
 	if e.Network == fivetuple.Vsock {
@@ -62,7 +59,7 @@ func (lc ListenConfig) Listen(ctx context.Context, e fivetuple.Endpoint) (net.Li
 	nlc := net.ListenConfig{Control: control, KeepAlive: -1}
 	nlc.SetMultipathTCP(false)
 	if e.Network.IsUnix() {
-		return listenUnix(ctx, nlc, network, address, access{cmp.Or(lc.Mode, 0o600), owner})
+		return lc.listenUnix(ctx, nlc, network, address)
 	}
 	ln, err := nlc.Listen(ctx, network, address)
 	if err != nil {
@@ -89,11 +86,8 @@ func FileListener(f *os.File) (net.Listener, error) {
 		return ln, nil
 	}
 	ul.SetUnlinkOnClose(false)
-	l := &unixListener{UnixListener: ul, path: ul.Addr().String()}
+	l := &unixListener{UnixListener: ul, file: unixfile.Of(ul.Addr().String())}
 	l.keep.Store(true)
-	if l.file, err = os.Lstat(l.path); err != nil || l.file.Mode().Type() != fs.ModeSocket {
-		return ul, nil // an abstract name, or in a file system that is not seen from here
-	}
 	return l, nil
 }
 
@@ -130,12 +124,14 @@ func speaks(e fivetuple.Endpoint) error {
 // applyPerConn sets what a connection does not have from its listener, or what
 // Go's net package overwrote when it was made.
 func applyPerConn(nc net.Conn, options sockopt.Settings) error {
-	options = options.PerConn()
-	tc, ok := nc.(*net.TCPConn)
+	if _, ok := nc.(*net.TCPConn); ok {
+		options = options.PerConn()
+	} // a Unix or vsock socket has nothing from its listener
+	sc, ok := nc.(syscall.Conn)
 	if !ok || len(options) == 0 {
 		return nil
 	}
-	raw, err := tc.SyscallConn()
+	raw, err := sc.SyscallConn()
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/fivetuple/fivetuple/ancillary"
+	"github.com/fivetuple/fivetuple/stats"
 )
 
 // PeerFilter says which processes may connect to a Unix socket, by the
@@ -31,6 +32,15 @@ func (c *Conn) Peer() (ancillary.Credentials, bool) {
 		return ancillary.Credentials{}, false
 	}
 	return *c.peer, true
+}
+
+// peerOf is c.peer as events have it.
+func (c *Conn) peerOf() *stats.Peer {
+	if c.peer == nil {
+		return nil
+	}
+	p := stats.Peer(*c.peer)
+	return &p
 }
 
 // identify asks the kernel who is at the other end of a Unix socket.

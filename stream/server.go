@@ -242,7 +242,9 @@ func (s *Server) refuse(c *Conn, err error) {
 }
 
 func (s *Server) recordAccept(c *Conn) {
-	s.record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id})
+	if s.Sink != nil {
+		s.record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id, Peer: c.peerOf()})
+	}
 }
 
 // isProxy says whether a source is one of Proxies.

@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/internal/lab"
+	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -174,6 +176,43 @@ func TestEchoOverEveryTransportReturnsTheBytesAndThenEOF(t *testing.T) {
 			}
 			if want := fivetuple.AddressOf(ln.Addr()); end.Tuple.Local != want {
 				t.Errorf("local end is %v, want %v", end.Tuple.Local, want)
+			}
+		})
+	}
+}
+
+func TestCloseWriteIsTheEndForThePeerOnly(t *testing.T) {
+	for _, where := range []string{"0", "tls://0", "unix://@stream-test-half", "seqpacket://@stream-test-half"} {
+		t.Run(where, func(t *testing.T) {
+			rest, socket := make(chan string, 1), make(chan net.Conn, 1)
+			s := &Server{Handler: HandlerFunc(func(_ context.Context, c *Conn) error {
+				fmt.Fprint(c, "bye")
+				if err := c.CloseWrite(); err != nil {
+					t.Error(err)
+				}
+				b, _ := io.ReadAll(c)
+				rest <- string(b)
+				socket <- secure.NetConn(c)
+				return nil
+			})}
+			if strings.HasPrefix(where, "tls") {
+				s.TLS = selfSigned(t)
+			}
+			c := connect(t, serve(t, s, where))
+			if s.TLS != nil {
+				c = tls.Client(c, trusting())
+			}
+			if b, err := io.ReadAll(c); string(b) != "bye" || err != nil {
+				t.Errorf("client got %q, %v", b, err)
+			}
+			fmt.Fprint(c, "not yet")
+			c.(interface{ CloseWrite() error }).CloseWrite()
+			if got := <-rest; got != "not yet" {
+				t.Errorf("then the server got %q", got)
+			}
+			below := <-socket
+			if _, ok := below.(syscall.Conn); !ok {
+				t.Errorf("the socket below is a %T", below)
 			}
 		})
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/dial"
+	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/stats"
 )
 
@@ -68,6 +69,29 @@ func TestHandlersSeeWhatTheHandshakeCameTo(t *testing.T) {
 	tls.Client(connect(t, serve(t, &Server{Handler: h, TLS: selfSigned(t)}, "tls://0")), trusting()).Handshake()
 	if state := <-got; state.Version != tls.VersionTLS13 || !state.HandshakeComplete {
 		t.Errorf("got %+v", state)
+	}
+}
+
+func TestHandlersSeeThatTheEndWasCutOff(t *testing.T) {
+	got := make(chan bool, 1)
+	h := HandlerFunc(func(_ context.Context, c *Conn) error {
+		_, err := io.ReadAll(c)
+		got <- secure.Truncated(c)
+		return err
+	})
+	ln := serve(t, &Server{Handler: h, TLS: selfSigned(t)}, "tls://0")
+	for _, cut := range []bool{true, false} {
+		below := connect(t, ln)
+		c := tls.Client(below, trusting())
+		io.WriteString(c, "half a")
+		if cut {
+			closeWrite(below)
+		} else {
+			c.CloseWrite()
+		}
+		if <-got != cut {
+			t.Errorf("cut off %v: it says otherwise", cut)
+		}
 	}
 }
 

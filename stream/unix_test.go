@@ -76,6 +76,21 @@ func TestClosingAUnixListenerTwiceLeavesItsSuccessorsFile(t *testing.T) {
 	}
 }
 
+func TestAUnixListenerKeepsItsFileIfTold(t *testing.T) {
+	e := endpoint(t, "unix://"+filepath.Join(t.TempDir(), "s"))
+	for _, keep := range []bool{true, false} {
+		ln, err := ListenConfig{}.Listen(t.Context(), e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.(interface{ SetUnlinkOnClose(bool) }).SetUnlinkOnClose(!keep)
+		ln.Close()
+		if _, err := os.Stat(e.Path); (err == nil) != keep {
+			t.Errorf("keep %v: %v", keep, err)
+		}
+	}
+}
+
 func TestSeqpacketEchoKeepsRecords(t *testing.T) {
 	ln := serve(t, &Server{Handler: Echo()}, "seqpacket://@stream-test-seq")
 	c := connect(t, ln)

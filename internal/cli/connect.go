@@ -9,8 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -57,25 +57,23 @@ tls://host:443 verifies the certificate. A socket that keeps messages (udp,
 unixgram, seqpacket) gets one for each read of standard input, or as --messages
 says. Exit code 3 if the connection fails or is reset.`,
 		Example: `  ft connect example.org:80 --crlf            talk to a server by hand
-  echo ping | ft connect udp://127.0.0.1:9000
   ft connect tls://example.org:443 -v         and show the certificates
-  ft connect -z db:5432 --timeout 2s && echo up
-  ft connect unix:///run/a.sock 192.0.2.7:80  join the two`,
+  ft connect -z db:5432 --timeout 2s          is it up?`,
 		Args: cobra.MinimumNArgs(0),
 		RunE: func(c *cobra.Command, args []string) error {
 			p, err := f.plan(a, c, args)
 			if err != nil {
 				return &codeError{exitUsage, err}
 			}
-			return a.runConnect(c.Context(), p)
+			return ofOptions(a.runConnect(c.Context(), p))
 		},
 	}
 	fl := c.Flags()
 	fl.DurationVar(&f.timeout, "timeout", 10*time.Second, "how long connecting may take, with names and TLS; 0 has no bound")
-	fl.DurationVar(&f.idle, "idle", 0, "end when nothing moved for so long: `30s`")
+	fl.DurationVar(&f.idle, "idle", 0, "end when nothing moved for this `duration`: 30s, 5m")
 	fl.StringVar(&f.source, "source", "", "local `ADDR`, :PORT or ADDR:PORT to connect from")
 	fl.StringVar(&f.iface, "interface", "", "`interface` to connect through")
-	fl.StringVar(&f.proxy, "proxy", "", "connect through a proxy: socks5://[USER:PW@]HOST:PORT or http://...; the `URL`")
+	fl.StringVar(&f.proxy, "proxy", "", "connect through the proxy at this `URL`: socks5://[USER:PW@]HOST:PORT or http://...")
 	fl.StringVar(&f.tls.CAFile, "cafile", "", "authorities to trust instead of the system's, a PEM `file`")
 	fl.StringVar(&f.tls.CertFile, "cert", "", "client certificate, a PEM `file`")
 	fl.StringVar(&f.tls.KeyFile, "key", "", "its private key, a PEM `file`; default: the file of --cert")
@@ -133,20 +131,15 @@ func (f connectFlags) plan(a *app, c *cobra.Command, args []string) (connectPlan
 	if p.far.Network == fivetuple.Stdio {
 		return p, errors.New("- is standard input and output; name another endpoint to join it with")
 	}
-	if err := p.check(); err != nil {
+	if err := p.check(c); err != nil {
 		return p, err
-	}
-	for _, name := range append([]string{"idle"}, joinFlagNames...) {
-		if (p.sendFile != "" || p.recvFile != "") && name != "rate" && c.Flags().Changed(name) {
-			return p, fmt.Errorf("--%s does not go with --send-file and --recv-file", name)
-		}
 	}
 	var err error
 	if p.source, err = parseSource(f.source); err != nil {
 		return p, err
 	}
 	if f.proxy != "" {
-		if p.proxy, err = url.Parse(f.proxy); err != nil || p.proxy.Host == "" {
+		if p.proxy, err = url.Parse(f.proxy); err != nil || p.proxy.Host == "" || p.proxy.Scheme != "socks5" && p.proxy.Scheme != "http" {
 			return p, fmt.Errorf("--proxy: %q is not socks5://HOST:PORT or http://HOST:PORT", f.proxy)
 		}
 	}
@@ -155,31 +148,6 @@ func (f connectFlags) plan(a *app, c *cobra.Command, args []string) (connectPlan
 	// A person would wait for nothing once the peer has ended.
 	p.join.QuitWithB = p.near.Network == fivetuple.Stdio && isTerminal(a.in)
 	return p, err
-}
-
-func (p *connectPlan) check() error {
-	files := p.sendFile != "" || p.recvFile != ""
-	switch {
-	case p.sendFile != "" && p.recvFile != "":
-		return errors.New("--send-file and --recv-file do not go together: one command for each direction")
-	case files && p.near.Network != fivetuple.Stdio:
-		return errors.New("--send-file and --recv-file go with one endpoint")
-	case files && (p.far.Network.IsDatagram() || p.far.Network == fivetuple.Seqpacket):
-		return fmt.Errorf("files need a stream, %s keeps messages: use tcp, tls, unix or vsock", p.far.Network)
-	case p.takeFD && !p.far.Network.IsUnix():
-		return errors.New("--take-fd needs a Unix socket: unix://, unixgram:// or seqpacket://")
-	case len(p.command) > 0 && !p.takeFD:
-		return errors.New("a command goes with --take-fd, which gives it the descriptors")
-	case p.zero && p.far.Network.IsDatagram():
-		return fmt.Errorf("-z cannot tell whether anybody receives on %s, which makes no connection", p.far)
-	case p.reconnect && (p.near.Network != fivetuple.Stdio || files || p.takeFD || p.far.Network.IsDatagram()):
-		return errors.New("--reconnect goes with standard input and output and one stream endpoint")
-	case p.retry < 0:
-		return errors.New("--retry must not be negative")
-	case p.unconnected && p.far.Network.Protocol() != fivetuple.UDP:
-		return errors.New("--unconnected is for udp://")
-	}
-	return nil
 }
 
 // parseSource reads ADDR, :PORT or ADDR:PORT.
@@ -202,10 +170,12 @@ func parseSource(s string) (netip.AddrPort, error) {
 }
 
 func (a *app) runConnect(ctx context.Context, p connectPlan) error {
-	// A reader of the output that goes away is an error of writing, not the end.
-	signal.Ignore(syscall.SIGPIPE)
+	outliveReaders()
 	if p.zero {
 		return a.testConnect(ctx, p)
+	}
+	if err := p.checkFile(); err != nil {
+		return err
 	}
 	far, err := a.dialRetrying(ctx, p, p.far)
 	if err != nil {
@@ -277,6 +247,12 @@ func (a *app) join(ctx context.Context, p connectPlan, near, far join.End) (join
 	if ctx.Err() != nil {
 		return result, nil // interrupted: that is how one ends it
 	}
+	if c, ok := far.(net.Conn); ok && p.far.Network == fivetuple.TLS {
+		err = secure.Explain(err) // a client's certificate is refused only now
+		if secure.Truncated(c) {
+			a.warn("%s ended the connection without the end of TLS: what came may be cut short", p.far)
+		}
+	}
 	return result, explainEnd(err)
 }
 
@@ -301,5 +277,7 @@ func keepsRecords(n fivetuple.Network) bool { return n.IsDatagram() || n == five
 
 // note tells the user of what goes on, on standard error.
 func (a *app) note(format string, args ...any) {
-	fmt.Fprintln(a.err, printable.Escape(fmt.Sprintf(format, args...)))
+	for line := range strings.Lines(fmt.Sprintf(format, args...)) {
+		fmt.Fprintln(a.err, printable.Escape(strings.TrimSuffix(line, "\n")))
+	}
 }

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
@@ -62,16 +64,14 @@ func (a *app) dial(ctx context.Context, p connectPlan, e fivetuple.Endpoint) (ne
 	}
 	var conn net.Conn
 	var err error
+	p.narrow(e)
 	if e.Network.IsDatagram() {
-		if p.proxy != nil {
-			return nil, usage("--proxy goes with TCP, not with %s", e.Network)
-		}
 		d := datagram.Dialer{Options: p.options, Source: p.source, Interface: p.iface, Unconnected: p.unconnected, Report: report}
 		conn, err = d.Dial(ctx, e)
 	} else {
 		d := dial.Dialer{Options: p.options, Source: p.source, Interface: p.iface, Timeout: p.timeout, Proxy: p.proxy, Report: report}
 		if e.Network == fivetuple.TLS {
-			if d.TLS, err = p.tls.Config(e.Host); err != nil {
+			if d.TLS, err = p.tls.Config(tlsHost(e)); err != nil {
 				return nil, err
 			}
 		}
@@ -84,6 +84,40 @@ func (a *app) dial(ctx context.Context, p connectPlan, e fivetuple.Endpoint) (ne
 		a.noteConnected(conn, e, time.Since(began))
 	}
 	return conn, nil
+}
+
+// narrow leaves out what is for the other one of two endpoints.
+func (p *connectPlan) narrow(e fivetuple.Endpoint) {
+	if p.near.Network == fivetuple.Stdio {
+		return
+	}
+	other := p.near
+	if e == p.near {
+		other = p.far
+	}
+	p.options = slices.DeleteFunc(slices.Clone(p.options), func(s sockopt.Setting) bool {
+		kinds := s.Option().Sockets
+		return !kinds.Admits(socketsOf(e.Network)) && kinds.Admits(socketsOf(other.Network))
+	})
+	if !e.Network.IsIP() {
+		p.source, p.iface = netip.AddrPort{}, ""
+	}
+	if e.Network.Protocol() != fivetuple.TCP {
+		p.proxy = nil
+	}
+}
+
+// socketsOf are the kinds of sockets that a network may have.
+func socketsOf(n fivetuple.Network) sockopt.Sockets {
+	switch {
+	case n.Protocol() == fivetuple.TCP:
+		return sockopt.TCP | sockopt.IPv4 | sockopt.IPv6
+	case n.Protocol() == fivetuple.UDP:
+		return sockopt.UDP | sockopt.IPv4 | sockopt.IPv6
+	case n.IsUnix():
+		return sockopt.Unix
+	}
+	return 0
 }
 
 func (a *app) noteConnected(conn net.Conn, e fivetuple.Endpoint, took time.Duration) {
@@ -141,21 +175,25 @@ func (a *app) joinReconnecting(ctx context.Context, p connectPlan, far net.Conn)
 			return err
 		}
 		a.note("connection to %s lost%s", p.far, because(err))
-		far, err = a.dialAgain(ctx, p)
+		far, err = a.dialAgain(ctx, p, near)
 		switch {
 		case ctx.Err() != nil:
 			return nil // interrupted: that is how one ends it
-		case err != nil:
+		case err != nil || far == nil:
 			return err
 		}
 	}
 }
 
-// dialAgain connects until it succeeds or ctx ends.
-func (a *app) dialAgain(ctx context.Context, p connectPlan) (net.Conn, error) {
+// dialAgain connects until it succeeds, ctx ends, or there is nothing more to
+// send: then it returns no connection.
+func (a *app) dialAgain(ctx context.Context, p connectPlan, near *join.Kept) (net.Conn, error) {
 	for pause := firstPause; ; pause = min(2*pause, mostPause) {
 		if !wait(ctx, pause) {
 			return nil, ctx.Err()
+		}
+		if near.Ended(10 * time.Millisecond) {
+			return nil, nil
 		}
 		conn, err := a.dial(ctx, p, p.far)
 		if err == nil {

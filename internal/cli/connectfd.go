@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 
+	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/activation"
 	"github.com/fivetuple/fivetuple/ancillary"
 )
@@ -87,6 +88,14 @@ func (a *app) useDescriptor(ctx context.Context, p connectPlan, f *os.File) erro
 	if err != nil {
 		return err
 	}
+	// Both take any socket; only of a connection does the kernel know a peer.
+	if conn, err := net.FileConn(f); err == nil && conn.RemoteAddr() != nil {
+		defer conn.Close()
+		p.far.Network = networkOf(conn)
+		return a.joinEnds(ctx, p, near, conn)
+	} else if err == nil {
+		conn.Close()
+	}
 	if ln, err := net.FileListener(f); err == nil {
 		defer ln.Close()
 		stop := context.AfterFunc(ctx, func() { ln.Close() })
@@ -97,12 +106,18 @@ func (a *app) useDescriptor(ctx context.Context, p connectPlan, f *os.File) erro
 		}
 		defer conn.Close()
 		a.note("accepted %s", conn.RemoteAddr())
-		return a.joinEnds(ctx, p, near, conn)
-	}
-	if conn, err := net.FileConn(f); err == nil {
-		defer conn.Close()
+		p.far.Network = networkOf(conn)
 		return a.joinEnds(ctx, p, near, conn)
 	}
 	_, err = io.Copy(a.out, f)
 	return err
+}
+
+func networkOf(c net.Conn) fivetuple.Network {
+	name := c.LocalAddr().Network()
+	if name == "unixpacket" {
+		return fivetuple.Seqpacket
+	}
+	n, _ := fivetuple.ParseNetwork(name)
+	return n
 }

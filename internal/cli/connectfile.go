@@ -2,12 +2,17 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/fivetuple/fivetuple/join"
+	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/stats"
 )
 
@@ -16,7 +21,11 @@ func (a *app) sendFile(ctx context.Context, p connectPlan, far net.Conn) error {
 	o, stop := a.fileOptions(p, "sent")
 	result, err := join.SendFile(ctx, far, p.sendFile, o)
 	stop()
+	if errors.Is(err, syscall.EPIPE) { // of the socket: nobody's output was closed
+		err = fmt.Errorf("send %s to %s: the peer closed the connection before it had all", p.sendFile, p.far)
+	}
 	if err != nil {
+		abort(far)
 		return err
 	}
 	if hc, ok := far.(interface{ CloseWrite() error }); ok {
@@ -36,11 +45,58 @@ func (a *app) sendFile(ctx context.Context, p connectPlan, far net.Conn) error {
 	return nil
 }
 
-// receiveFile writes what the peer sends to a file that is there once it is whole.
-func (a *app) receiveFile(ctx context.Context, p connectPlan, far net.Conn) error {
-	if hc, ok := far.(interface{ CloseWrite() error }); ok {
-		hc.CloseWrite() // there is nothing to say
+// checkFile finds out before anything is connected what the peer would take for an
+// empty file, or would send in vain.
+func (p *connectPlan) checkFile() error {
+	switch {
+	case p.sendFile != "":
+		return canSend(p.sendFile)
+	case p.recvFile != "":
+		return canReceive(p.recvFile)
 	}
+	return nil
+}
+
+func canSend(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("send file: %w", err)
+	case info.IsDir():
+		return fmt.Errorf("send file %s: is a directory: pack it first, with tar", path)
+	case !info.Mode().IsRegular(): // opening a named pipe has effects
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("send file: %w", err)
+	}
+	return f.Close()
+}
+
+func canReceive(path string) error {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return fmt.Errorf("receive file %s: is a directory: name a file in it", path)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("receive file %s: %w", path, err)
+	}
+	return nil
+}
+
+// abort resets a TCP connection, so that nobody takes what came for the whole.
+func abort(c net.Conn) {
+	c = secure.NetConn(c)
+	if tc, ok := c.(*net.TCPConn); ok {
+		tc.SetLinger(0)
+	}
+	c.Close()
+}
+
+// receiveFile writes what the peer sends to a file that is there once it is whole.
+// The peer gets no end of file before: nc and ncat that listen would leave with the
+// rest unsent.
+func (a *app) receiveFile(ctx context.Context, p connectPlan, far net.Conn) error {
 	o, stop := a.fileOptions(p, "received")
 	result, err := join.ReceiveFile(ctx, far, p.recvFile, o)
 	stop()

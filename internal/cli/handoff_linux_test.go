@@ -146,7 +146,8 @@ func TestHandoffUnderLoadLosesNothing(t *testing.T) {
 	times, n := fromEnv("FT_HANDOFFS", 3), fromEnv("FT_HANDOFF_CONNS", 100)
 	args := []string{"127.0.0.1:8611", "echo", "--handoff", filepath.Join(t.TempDir(), "control")}
 	l := startListening(t, args...)
-	conns, finish := busyConns(t, l.address, n)
+	address := l.address
+	conns, finish := busyConns(t, address, n)
 
 	// Beside them a client that comes and goes all the time.
 	over := make(chan struct{})
@@ -159,7 +160,7 @@ func TestHandoffUnderLoadLosesNothing(t *testing.T) {
 				return
 			default:
 			}
-			if err := visit(l.address); err != nil {
+			if err := visit(address); err != nil {
 				t.Errorf("visitor %d: %v", came.Load(), err)
 				return
 			}

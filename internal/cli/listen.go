@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,7 +32,6 @@ type listenFlags struct {
 	deny       []string
 	proxies    []string
 	tls        secure.Server
-	selfSigned bool
 	mode       fileMode
 	owner      string
 	peerUsers  []string
@@ -53,8 +50,9 @@ func (a *app) listen() *cobra.Command {
 		Long: `listen opens sockets and serves them until Ctrl-C. What it does with a client is
 its KIND:
 
-  stdio         standard input and output, for the first client (the default);
-                --keep serves one after the other
+  stdio         standard input and output, for the first client or sender of
+                datagrams (the default); --keep serves one client after the
+                other, and hears all senders, as a multicast group does
   echo          sends back what arrives
   discard       throws it away
   chargen       sends characters without end
@@ -62,9 +60,10 @@ its KIND:
   chat          hands every line to all, with the sender's number
   broker        hands what arrives to all others, as it is
   file PATH     sends the file to each
-  http DIR      serves the files of a directory over HTTP
-  exec          runs the command after -- for each client: no shell; its standard
-                input and output are the connection
+  http DIR      serves the files of a directory over HTTP; no listings, and
+                nothing whose name begins with a dot
+  exec          runs the command after -- for each client, without a shell; its
+                standard input and output are the connection
   activate      waits for the first client, then becomes the command after --,
                 which gets the sockets as from systemd (LISTEN_FDS)
 
@@ -73,17 +72,15 @@ udp://9000, udp://239.1.1.1%eth0:5000 (the group is joined), unix:///run/a.sock,
 unix://@name, unixgram://, seqpacket://, tls://8443, vsock://*:5000. Sockets that
 systemd passes (LISTEN_FDS) are served, too.`,
 		Example: `  ft listen 8080                          receive on standard output
-  ft listen :7000 chat --max 100          a chat for the network
-  ft listen 9000 udp://9000 echo          echo over TCP and UDP
-  ft listen tls://8443 http . --tls-self-signed
-  ft listen unix:///run/a.sock --mode 660 --owner :staff exec -- date`,
+  ft listen :7000 udp://7000 chat --max 100
+  ft listen unix:///run/a.sock --mode 660 exec -- date`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			p, err := f.plan(a, c, args)
 			if err != nil {
 				return &codeError{exitUsage, err}
 			}
-			return a.runListen(c.Context(), p)
+			return ofOptions(a.runListen(c.Context(), p))
 		},
 	}
 	fl := c.Flags()
@@ -92,8 +89,8 @@ systemd passes (LISTEN_FDS) are served, too.`,
 	fl.IntVar(&f.limits.MaxConns, "max", 0, "`connections` at once; further ones wait")
 	fl.IntVar(&f.limits.MaxPerSource, "max-per-source", 0, "`connections` at once from one address, or IPv6 /64; further ones are reset")
 	fl.Float64Var(&f.limits.AcceptRate, "accept-rate", 0, "`connections` accepted per second")
-	fl.DurationVar(&f.limits.IdleTimeout, "idle", 0, "close a connection on which nothing moved for so long: `30s`")
-	fl.DurationVar(&f.limits.FirstByteTimeout, "first-byte", 0, "close a connection that sent nothing for so `long` after it was accepted")
+	fl.DurationVar(&f.limits.IdleTimeout, "idle", 0, "close a connection on which nothing moved for this `duration`: 30s, 5m")
+	fl.DurationVar(&f.limits.FirstByteTimeout, "first-byte", 0, "close a connection that sent nothing within this `duration`")
 	fl.StringSliceVar(&f.allow, "allow", nil, "serve these `sources` only: 10.0.0.0/8, 192.0.2.7")
 	fl.StringSliceVar(&f.deny, "deny", nil, "do not serve these `sources`; the longest prefix of both lists decides")
 	fl.StringSliceVar(&f.proxies, "proxy-from", nil, "`sources` that name their client by the PROXY protocol, v1 or v2")
@@ -102,17 +99,17 @@ systemd passes (LISTEN_FDS) are served, too.`,
 	fl.StringVar(&f.tls.ClientCAFile, "tls-client-ca", "", "clients must have a certificate of these authorities, a PEM `file`")
 	fl.StringSliceVar(&f.tls.ALPN, "alpn", nil, "application `protocols` offered over TLS: h2,http/1.1")
 	fl.BoolVar(&f.tls.SelfSigned, "tls-self-signed", false, "TLS with a certificate made for this run; its fingerprint is printed")
-	fl.Var(&f.mode, "mode", "permissions of Unix sockets, in octal (default 600)")
+	fl.Var(&f.mode, "mode", "permissions of Unix sockets, in octal: 660 (default 600)")
 	fl.StringVar(&f.owner, "owner", "", "owner of Unix sockets: `USER[:GROUP]` or :GROUP")
-	fl.StringSliceVar(&f.peerUsers, "peer-uid", nil, "serve only these `users` on Unix sockets")
-	fl.StringSliceVar(&f.peerGroups, "peer-gid", nil, "and these `groups`")
-	fl.StringArrayVar(&f.passFDs, "pass-fd", nil, "pass an open descriptor to each client of a Unix socket: its `number`, or a file to open")
+	fl.StringSliceVar(&f.peerUsers, "peer-uid", nil, "serve only these `users` on Unix sockets, by name or number")
+	fl.StringSliceVar(&f.peerGroups, "peer-gid", nil, "and processes of these `groups`")
+	fl.StringArrayVar(&f.passFDs, "pass-fd", nil, "pass an open file to the client of a Unix socket: a descriptor's number, or the `file`")
 	fl.StringVar(&f.iface, "interface", "", "`interface` on which multicast groups are joined")
 	fl.StringSliceVar(&f.sources, "source", nil, "hear only these `senders` to multicast groups (source-specific multicast)")
 	fl.Var(&f.engine, "engine", "auto, poll (event loops) or goroutines")
-	fl.IntVar(&f.workers, "workers", 0, "serve by so many `processes` on the same port; those that die are replaced")
+	fl.IntVar(&f.workers, "workers", 0, "serve by this many `processes` on one port; those that die are replaced")
 	fl.StringVar(&f.handoff, "handoff", "", "take over sockets and connections from the ft that has this control `socket`, and have it for the next one")
-	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long connections may come to rest at the end")
+	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long connections have to come to rest at the end")
 	f.joinFlags.register(c)
 	optFlag(c, &f.options)
 	return c
@@ -149,7 +146,9 @@ func (f listenFlags) plan(a *app, c *cobra.Command, args []string) (listenPlan, 
 	}
 	for _, s := range args {
 		e, err := fivetuple.ParseEndpoint(s)
-		if err != nil && !strings.ContainsAny(s, ":0123456789") {
+		if err == nil {
+			err = canListen(e)
+		} else if !strings.ContainsAny(s, ":0123456789") {
 			err = fmt.Errorf("%q is neither an endpoint nor a kind: the kinds are %s", s, strings.Join(known, ", "))
 		}
 		if err != nil {
@@ -166,7 +165,13 @@ func (f listenFlags) plan(a *app, c *cobra.Command, args []string) (listenPlan, 
 		return p, err
 	}
 	p.quitGiven = c.Flags().Changed("quit-after")
-	return p, p.fill()
+	if err := p.fill(); err != nil {
+		return p, err
+	}
+	if len(p.config.Endpoints) > 0 && slices.Contains(service.Kinds(), p.kind) {
+		return p, p.config.Check()
+	}
+	return p, nil
 }
 
 // takeArguments takes what follows the kind.
@@ -194,35 +199,6 @@ func (p *listenPlan) takeCommand(command []string) error {
 		return fmt.Errorf("a command is for the kinds exec and activate: ft listen 8080 exec -- %s", strings.Join(command, " "))
 	}
 	p.config.Command = command
-	return nil
-}
-
-// checkFlags refuses flags that do nothing with the kind.
-func (p *listenPlan) checkFlags(c *cobra.Command) error {
-	if p.kind != "stdio" {
-		for _, name := range joinFlagNames {
-			if c.Flags().Changed(name) {
-				return fmt.Errorf("--%s is for the kind stdio, not %s", name, p.kind)
-			}
-		}
-		if p.keep {
-			return fmt.Errorf("--keep is for the kind stdio: %s serves all clients anyway", p.kind)
-		}
-	}
-	switch {
-	case p.workers < 0:
-		return errors.New("--workers must be at least 1")
-	case p.workers > 0 && (p.kind == "stdio" || p.kind == "activate"):
-		return fmt.Errorf("--workers goes with servers, not with the kind %s", p.kind)
-	case p.workers > 0 && p.handoff != "":
-		return errors.New("--workers and --handoff do not go together yet: give one of them")
-	case p.workers > 0 && p.tls.SelfSigned:
-		return errors.New("--workers and --tls-self-signed do not go together, as each worker would make another certificate: give --tls-cert FILE")
-	case p.handoff != "" && (p.kind == "stdio" || p.kind == "activate"):
-		return fmt.Errorf("--handoff goes with servers, not with the kind %s", p.kind)
-	case len(p.passFDs) > 0 && p.kind != "stdio":
-		return fmt.Errorf("--pass-fd goes with the kind stdio, not with %s", p.kind)
-	}
 	return nil
 }
 
@@ -257,10 +233,13 @@ func (p *listenPlan) fill() (err error) {
 // fillTLS loads the certificate. Where no endpoint is tls://, all TCP ones are.
 func (p *listenPlan) fillTLS() (err error) {
 	wanted := p.tls.CertFile != "" || p.tls.SelfSigned
+	half := p.tls.KeyFile != "" || p.tls.ClientCAFile != "" || len(p.tls.ALPN) > 0
 	isTLS := func(e fivetuple.Endpoint) bool { return e.Network == fivetuple.TLS }
 	switch {
 	case !wanted && slices.ContainsFunc(p.config.Endpoints, isTLS):
 		return errors.New("tls:// needs a certificate: give --tls-cert FILE --tls-key FILE, or --tls-self-signed")
+	case !wanted && half:
+		return errors.New("TLS needs a certificate: give --tls-cert FILE, or --tls-self-signed")
 	case !wanted:
 		return nil
 	}
@@ -294,8 +273,7 @@ func (f listenFlags) peerFilter() (*stream.PeerFilter, error) {
 }
 
 func (a *app) runListen(ctx context.Context, p listenPlan) error {
-	// A reader of the output that goes away is an error of writing, not the end.
-	signal.Ignore(syscall.SIGPIPE)
+	outliveReaders()
 	switch {
 	case p.kind == "stdio":
 		return a.listenStdio(ctx, p)

@@ -36,7 +36,8 @@ func (a *app) listenServe(ctx context.Context, p listenPlan) error {
 	case <-ctx.Done():
 	case err = <-s.Failed():
 	case <-control.HandedOver():
-		a.note("handed over to a successor")
+		a.note("handed over to a successor; connections that it cannot take stay here until they end")
+		s.Drain(ctx)
 	}
 	if control != nil {
 		control.Close()
@@ -112,7 +113,11 @@ func (a *app) noteEvent(e stats.Event, verbose bool) {
 		a.note("%s error%s: %s", at, socketOf(e), e.Err)
 	case !verbose:
 	case e.Kind == stats.Accept:
-		a.note("%s accept #%d%s", at, e.Conn, socketOf(e))
+		who := ""
+		if e.Peer != nil {
+			who = " by " + e.Peer.String()
+		}
+		a.note("%s accept #%d%s%s", at, e.Conn, socketOf(e), who)
 	case e.Kind == stats.Disconnect:
 		text := fmt.Sprintf("%s end #%d%s: %s after %s, %s in, %s out", at, e.Conn, socketOf(e), e.Cause, stats.FormatDuration(e.Duration),
 			stats.FormatBytes(e.BytesIn), stats.FormatBytes(e.BytesOut))

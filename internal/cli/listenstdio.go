@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -77,7 +78,13 @@ func (a *app) listenFirst(ctx context.Context, p listenPlan, near join.End, file
 	p.join.Idle, p.config.Limits.IdleTimeout = p.config.Limits.IdleTimeout, 0
 	p.config.Limits.MaxConns = 0
 	if p.keep {
-		p.config.Limits.MaxConns = 1 // the others wait
+		p.config.Limits.MaxConns = 1 // the others wait, which is no error here
+		all := p.config.Sink
+		p.config.Sink = stats.SinkFunc(func(e stats.Event) {
+			if e.Kind != stats.Error || e.Tuple != (fivetuple.Tuple{}) {
+				all.Record(e)
+			}
+		})
 	}
 	s, err := service.Start(ctx, p.config)
 	if err != nil {
@@ -108,7 +115,7 @@ func (a *app) serveStdio(ctx, client context.Context, p listenPlan, near join.En
 		if !ok {
 			return errors.New("descriptors can be passed on Unix sockets only")
 		}
-		if err := ancillary.SendFiles(uc, []byte("ft\n"), files...); err != nil {
+		if err := passFiles(uc, p.passFDs, files); err != nil {
 			return err
 		}
 	}
@@ -139,7 +146,8 @@ func (a *app) listenTalk(ctx context.Context, p listenPlan, near join.End, files
 	}
 	defer conn.Close()
 	a.note("listening on %s %s: stdio", c.Endpoints[0].Network, fivetuple.AddressOf(conn.LocalAddr()))
-	talk := conn.Talk(datagram.TalkOptions{Keep: p.keep, Allow: c.Limits.Allow, Deny: c.Limits.Deny, OnPeer: func(from fivetuple.Address) {
+	group, _ := c.Endpoints[0].Addr()
+	talk := conn.Talk(datagram.TalkOptions{Keep: p.keep || group.IsMulticast(), Allow: c.Limits.Allow, Deny: c.Limits.Deny, OnPeer: func(from fivetuple.Address) {
 		if p.verbose {
 			a.note("%s first datagram from %s", time.Now().Format("15:04:05.000"), from)
 		}
@@ -154,6 +162,23 @@ func (a *app) listenTalk(ctx context.Context, p listenPlan, near join.End, files
 		return nil
 	}
 	return err
+}
+
+// passFiles passes what is open, but files by name opened anew: from their start.
+func passFiles(uc *net.UnixConn, names []string, files []*os.File) error {
+	files = slices.Clone(files)
+	for i, name := range names {
+		if _, err := strconv.Atoi(name); err == nil {
+			continue
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	return ancillary.SendFiles(uc, []byte("ft\n"), files...)
 }
 
 // openPassed opens what --pass-fd names: a descriptor of this process by its
@@ -179,6 +204,9 @@ func openPassed(names []string) (files []*os.File, err error) {
 
 // inheritedFile is a descriptor that this process was started with.
 func inheritedFile(n int) (*os.File, error) {
+	if n >= 0 && n <= 2 {
+		return nil, errors.New("standard input and output are what the client is joined to: pass another, 3<FILE")
+	}
 	f := os.NewFile(uintptr(n), fmt.Sprintf("descriptor %d", n))
 	if f == nil {
 		return nil, errors.New("no descriptor has that number")

@@ -38,6 +38,9 @@ func (a *app) listenWorkers(ctx context.Context, p listenPlan) error {
 	if _, err := a.prepare(&p); err != nil {
 		return err
 	}
+	if len(p.config.Sockets) > 0 {
+		return usage("--workers opens its sockets itself: it does not go with those that were passed (LISTEN_FDS)")
+	}
 	shared, err := service.OpenShared(ctx, p.config, p.workers)
 	if err != nil {
 		return err
@@ -47,16 +50,26 @@ func (a *app) listenWorkers(ctx context.Context, p listenPlan) error {
 	if err != nil {
 		return err
 	}
+	stop := context.AfterFunc(ctx, func() { // clients that come now are refused
+		shared.Close()
+		closeFiles(sockets)
+	})
+	defer stop()
 	began := time.Now()
 	g := &prefork.Group{
 		Command: func(int) *exec.Cmd {
 			c := exec.Command("/proc/self/exe", os.Args[1:]...) // the same even if its file was replaced
+			c.Args[0] = os.Args[0]
 			c.Stderr = a.err
 			return c
 		},
-		Workers: p.workers, Sockets: sockets, Counters: counts,
+		Workers: p.workers, Sockets: sockets, Counters: counts, Grace: p.drain + killAfter,
 	}
 	g.OnExit = func(n int, state *os.ProcessState, err error) {
+		// Ctrl-C is for all processes of the terminal, and may reach a worker first.
+		if asked := state != nil && state.Success(); asked && !wait(ctx, 100*time.Millisecond) {
+			return
+		}
 		if ctx.Err() == nil {
 			a.note("worker %d ended: %v; another takes its place", n, exitOf(state, err))
 		}
@@ -69,6 +82,17 @@ func (a *app) listenWorkers(ctx context.Context, p listenPlan) error {
 	a.note("served %s, %s in, %s out%s, in %s", plural(int(g.Total(countAccepted)), "connection"), stats.FormatBytes(g.Total(countIn)),
 		stats.FormatBytes(g.Total(countOut)), andErrors(g.Total(countErrors)), stats.FormatDuration(time.Since(began)))
 	return err
+}
+
+// killAfter is how much longer than --drain a worker may take to end.
+const killAfter = 10 * time.Second
+
+func closeFiles(of [][]*os.File) {
+	for _, files := range of {
+		for _, f := range files {
+			f.Close()
+		}
+	}
 }
 
 func exitOf(state *os.ProcessState, err error) string {
@@ -87,6 +111,7 @@ func andErrors(n uint64) string {
 
 // listenAsWorker serves on this worker's sockets.
 func (a *app) listenAsWorker(ctx context.Context, p listenPlan, n int, files []*os.File, counters *prefork.Counters) error {
+	os.WriteFile("/proc/self/comm", []byte("ft"), 0) // which is exe, after its path
 	if len(files) != len(p.config.Endpoints) {
 		return fmt.Errorf("worker %d got %d sockets for %d endpoints", n, len(files), len(p.config.Endpoints))
 	}
@@ -95,7 +120,7 @@ func (a *app) listenAsWorker(ctx context.Context, p listenPlan, n int, files []*
 		c.Sockets = append(c.Sockets, service.Socket{Endpoint: c.Endpoints[i], File: f})
 	}
 	c.Endpoints = nil
-	c.Limits = share(c.Limits, p.workers)
+	c.Limits = share(c.Limits, n, p.workers)
 	c.Loops = max(1, runtime.NumCPU()/p.workers)
 	c.Stderr = a.err
 	count := &workerCount{counters: counters, seen: make(map[uint64]moved)}
@@ -111,9 +136,9 @@ func (a *app) listenAsWorker(ctx context.Context, p listenPlan, n int, files []*
 	return errors.Join(err, a.stopServing(p, s))
 }
 
-// share is a worker's part of the limits of all.
-func share(l stream.Limits, workers int) stream.Limits {
-	each := func(n int) int { return (n + workers - 1) / workers }
-	l.MaxConns, l.MaxPerSource, l.AcceptRate = each(l.MaxConns), each(l.MaxPerSource), l.AcceptRate/float64(workers)
+// share is the nth worker's part of the limits of all: together they are no more.
+func share(l stream.Limits, n, workers int) stream.Limits {
+	part := func(whole int) int { return (whole + workers - 1 - n) / workers }
+	l.MaxConns, l.MaxPerSource, l.AcceptRate = part(l.MaxConns), part(l.MaxPerSource), l.AcceptRate/float64(workers)
 	return l
 }

@@ -1,7 +1,9 @@
 package unixfile
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"os/user"
 	"strconv"
 	"strings"
@@ -10,44 +12,43 @@ import (
 // owner is a user and a group by number; -1 leaves what there is, as in chown(2).
 type owner struct{ uid, gid int }
 
-// parseOwner reads "user", "user:group" and ":group".
-func parseOwner(s string) (o owner, err error) {
-	o = owner{-1, -1}
+var nobody = owner{-1, -1}
+
+// parseOwner reads "user", "user:group" and ":group", by name or number.
+func parseOwner(s string) (owner, error) {
 	if s == "" {
-		return o, nil
+		return nobody, nil
 	}
+	o := nobody
 	name, group, both := strings.Cut(s, ":")
-	if name != "" {
-		if o.uid, err = idOf(name, lookupUser); err != nil {
-			return o, fmt.Errorf("owner %q: %w", s, err)
-		}
+	var err error
+	if group == "" && (both || name == "") {
+		err = errors.New("no group after the colon")
 	}
-	if both || name == "" {
-		if group == "" {
-			return o, fmt.Errorf("owner %q: no group after the colon: write user, user:group or :group", s)
-		}
-		if o.gid, err = idOf(group, lookupGroup); err != nil {
-			return o, fmt.Errorf("owner %q: %w", s, err)
-		}
+	if err == nil && name != "" {
+		o.uid, err = idOf(name, "user", lookupUser)
+	}
+	if err == nil && group != "" {
+		o.gid, err = idOf(group, "group", lookupGroup)
+	}
+	if err != nil {
+		return nobody, fmt.Errorf("owner %q: %w: write user, user:group or :group, by name or number", s, err)
 	}
 	return o, nil
 }
 
-// idOf takes a number as it is and looks up a name. The greatest number of 32
-// bits is none: chown(2) takes it for "leave it".
-func idOf(s string, lookup func(string) (string, error)) (int, error) {
-	id, err := strconv.ParseUint(s, 10, 32)
-	if err != nil {
-		text, err := lookup(s)
-		if err != nil {
+// idOf takes a number as it is, which need not be anybody's, and looks up a name.
+func idOf(s, what string, lookup func(string) (string, error)) (int, error) {
+	text := s
+	if strings.Trim(s, "0123456789") != "" {
+		var err error
+		if text, err = lookup(s); err != nil {
 			return -1, err
 		}
-		if id, err = strconv.ParseUint(text, 10, 32); err != nil {
-			return -1, fmt.Errorf("%s has no number here: %w", s, err)
-		}
 	}
-	if id == 1<<32-1 {
-		return -1, fmt.Errorf("%s is no user or group", s)
+	id, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || id == math.MaxUint32 { // which is -1 to chown(2)
+		return -1, fmt.Errorf("%s is not a %s id", text, what)
 	}
 	return int(id), nil
 }

@@ -38,13 +38,14 @@ type Control = func(network, address string, c syscall.RawConn) error
 
 // Bind has bind make a socket of Go's network ("unix", "unixgram",
 // "unixpacket") bound to the path, and returns it with its file. bind must run
-// the Control function on the socket before it binds it. A name that begins
-// with "@" is of the abstract name space: it has no file (nil), and no mode
-// and owner either.
+// the Control function on the socket before it binds it; closing the socket
+// must leave the file alone. A name that begins with "@" is of the abstract
+// name space: it has no file (nil), and no mode and owner either.
 //
 // A socket file that nobody listens on is replaced; if somebody does the error
-// wraps [syscall.EADDRINUSE], if something else is there [fs.ErrExist]. After
-// an error there is neither socket nor file.
+// wraps [syscall.EADDRINUSE], if something else is there [fs.ErrExist]. A lock
+// on the directory makes one of several processes that do this at once the
+// first. After an error there is neither socket nor file.
 func Bind[S io.Closer](ctx context.Context, network, path string, c Config, bind func(Control) (S, error)) (s S, f *File, err error) {
 	var none S
 	if strings.HasPrefix(path, "@") {
@@ -59,24 +60,19 @@ func Bind[S io.Closer](ctx context.Context, network, path string, c Config, bind
 		return none, nil, err
 	}
 	mode := cmp.Or(c.Mode.Perm(), 0o600)
-	if _, err := os.Lstat(path); err == nil {
-		unlock, err := lockDirOf(ctx, path)
-		if err != nil {
-			return none, nil, err
-		}
-		defer unlock()
-		if err := removeStale(ctx, network, path); err != nil {
-			return none, nil, err
-		}
+	unlock, err := makeRoom(ctx, network, path)
+	if err != nil {
+		return none, nil, err
 	}
+	defer unlock()
 	born := mode
-	if c.Owner != "" {
-		born &= 0o700 // nothing for a group yet that is not the one
+	if owner != nobody {
+		born = 0 // until it is the owner's
 	}
 	if s, err = bind(modeBeforeBind(born)); err != nil {
 		return none, nil, explain(bare(err), path)
 	}
-	info, err := hand(path, owner, mode)
+	info, err := settle(path, born, mode, owner)
 	if err != nil {
 		(&File{path: path, info: info}).Remove()
 		s.Close()
@@ -92,6 +88,19 @@ type File struct {
 	remove sync.Once // a later file may get the same inode number
 }
 
+// Of returns the file of a socket that somebody has bound to the path. It is nil
+// where no socket's file is seen, as for an abstract name.
+func Of(path string) *File {
+	if strings.HasPrefix(path, "@") {
+		return nil
+	}
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().Type() != fs.ModeSocket {
+		return nil
+	}
+	return &File{path: path, info: info}
+}
+
 // Remove removes the file, unless another has taken its place. Do so before
 // the socket is closed: then nobody finds the file and no socket. What comes
 // after the first call does nothing.
@@ -104,6 +113,24 @@ func (f *File) Remove() {
 			os.Remove(f.path)
 		}
 	})
+}
+
+// makeRoom locks the directory of path, until unlock, and removes a stale file:
+// a socket that another process has bound and does not listen on yet would look
+// stale too. Where there is no file a directory that cannot be locked will do.
+func makeRoom(ctx context.Context, network, path string) (unlock func(), err error) {
+	unlock, err = lockDirOf(ctx, path)
+	if err != nil {
+		if _, there := os.Lstat(path); there == nil {
+			return nil, err
+		}
+		return func() {}, nil
+	}
+	if err := removeStale(ctx, network, path); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
 }
 
 // removeStale removes the socket file of a process that is gone.

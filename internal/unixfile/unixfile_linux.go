@@ -27,10 +27,11 @@ func modeBeforeBind(mode fs.FileMode) Control {
 	}
 }
 
-// hand gives a new socket file its owner, and back what the umask took of its
-// mode. The path is looked up once: whoever can write to the directory could
-// put a link to something else there.
-func hand(path string, o owner, mode fs.FileMode) (fs.FileInfo, error) {
+// settle gives the file of a socket that was just bound its owner, and then its
+// mode. It holds on to the file itself, so that whoever may write to the
+// directory cannot have another one changed in its place: it must be a socket of
+// this user, without a permission that it was not born with.
+func settle(path string, born, mode fs.FileMode, o owner) (fs.FileInfo, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("open the socket's file", err)
@@ -38,24 +39,38 @@ func hand(path string, o owner, mode fs.FileMode) (fs.FileInfo, error) {
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	info, err := f.Stat()
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case info.Mode().Type() != fs.ModeSocket:
-		return nil, errors.New("another process has put something else in the place of the socket's file")
 	}
-	if o != (owner{-1, -1}) {
+	uid := int(info.Sys().(*syscall.Stat_t).Uid)
+	if info.Mode().Type() != fs.ModeSocket || uid != os.Geteuid() || info.Mode().Perm()&^born != 0 {
+		return nil, errors.New("another process has replaced the socket's file: use a directory that only this user writes to")
+	}
+	if o != nobody {
 		if err := unix.Fchownat(fd, "", o.uid, o.gid, unix.AT_EMPTY_PATH); err != nil {
-			return info, fmt.Errorf("give the file to %s: %w: that takes CAP_CHOWN, unless it is to a group this user is in", o, err)
+			return info, refused(o, err)
 		}
 	}
-	if info.Mode().Perm() == mode && o == (owner{-1, -1}) {
+	if info.Mode().Perm() == mode {
 		return info, nil
 	}
-	if err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(mode)); err != nil { // fchmod(2) takes no O_PATH descriptor
-		return info, os.NewSyscallError("chmod", err)
+	return info, os.NewSyscallError("chmod", chmod(fd, mode))
+}
+
+func refused(o owner, err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("give the file to %s: %w: that takes CAP_CHOWN, unless it is to a group this user is in", o, err)
 	}
-	return info, nil
+	return fmt.Errorf("give the file to %s: %w", o, err)
+}
+
+// chmod sets the mode of an O_PATH descriptor, which fchmod(2) does not take.
+func chmod(fd int, mode fs.FileMode) error {
+	err := unix.Fchmodat(fd, "", uint32(mode), unix.AT_EMPTY_PATH) // Linux 6.6
+	if err == nil {
+		return nil
+	}
+	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(mode))
 }
 
 // lockDirOf takes an advisory lock on the directory of path.

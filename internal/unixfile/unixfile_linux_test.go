@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -74,11 +76,67 @@ func TestFileHasItsModeAndOwnerWhateverTheUmask(t *testing.T) {
 	}
 }
 
+// seen collects the owners and modes that a path has over time.
+func seen(path string) (stop func() []string) {
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	var all []string
+	wg.Go(func() {
+		for {
+			if s := ownerAndMode(path); s != "" && !slices.Contains(all, s) {
+				all = append(all, s)
+			}
+			select {
+			case <-quit:
+				return
+			default:
+			}
+		}
+	})
+	return func() []string { close(quit); wg.Wait(); return all }
+}
+
+func ownerAndMode(path string) string {
+	var st syscall.Stat_t
+	if syscall.Lstat(path, &st) != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d:%d %#o", st.Uid, st.Gid, st.Mode&0o7777)
+}
+
+func TestFileNeverLetsInOthersThanItShall(t *testing.T) {
+	own := fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid())
+	other := own
+	if os.Geteuid() == 0 {
+		other = "65534:65533"
+	}
+	for _, umask := range []int{0, 0o022, 0o777} {
+		t.Run(fmt.Sprintf("umask %#o", umask), func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			defer syscall.Umask(syscall.Umask(umask))
+			stop := seen(path)
+			for range 300 {
+				s, f := mustBind(t, "unix", path, Config{Owner: other, Mode: 0o660})
+				if got := ownerAndMode(path); got != other+" 0660" {
+					t.Errorf("it is %s, want %s 0660", got, other)
+				}
+				f.Remove()
+				s.Close()
+			}
+			for _, s := range stop() {
+				if !slices.Contains([]string{own + " 0", other + " 0", other + " 0660"}, s) {
+					t.Errorf("for a moment it was %s", s)
+				}
+			}
+		})
+	}
+}
+
 func TestFileIsBornWithItsMode(t *testing.T) {
 	for _, tt := range []struct {
 		c    Config
 		want fs.FileMode
-	}{{Config{}, 0o600}, {Config{Mode: 0o640}, 0o640}, {Config{Mode: 0o660, Owner: strconv.Itoa(os.Getuid())}, 0o600}} {
+	}{{Config{}, 0o600}, {Config{Mode: 0o640}, 0o640}, {Config{Mode: 0o660, Owner: strconv.Itoa(os.Getuid())}, 0}} {
 		path := filepath.Join(t.TempDir(), "s")
 		s, _, err := Bind(t.Context(), "unixgram", path, tt.c, func(control Control) (io.Closer, error) {
 			s, err := networks["unixgram"]("unixgram", path, control)
@@ -205,6 +263,49 @@ func TestOfManyThatFindAStaleFileOneReplacesIt(t *testing.T) {
 	}
 }
 
+// Between bind(2) and listen(2) nobody listens, which is not to say that nobody will.
+func TestSocketThatDoesNotListenYetIsNotStale(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	s, _, err := Bind(t.Context(), "unix", path, Config{}, func(Control) (io.Closer, error) {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			err = errors.Join(unix.Fchmod(fd, 0o600), unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		if _, _, err := Bind(ctx, "unix", path, Config{}, func(Control) (io.Closer, error) { panic("bound") }); err == nil {
+			t.Error("bound twice")
+		}
+		return closer(func() error { return unix.Close(fd) }), unix.Listen(fd, 1)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
+// A directory that cannot be locked is good enough where nothing stands in the way.
+func TestLockIsNotNeededWhereThereIsNoFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	unlock, err := lockDirOf(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	s, _, err := Bind(ctx, "unixgram", path, Config{}, func(control Control) (io.Closer, error) {
+		return networks["unixgram"]("unixgram", path, control)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
 func TestLockThatAnotherHoldsIsNotWaitedForWithoutEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	first, _ := mustBind(t, "unixgram", path, Config{})
@@ -257,28 +358,39 @@ type closer func() error
 
 func (c closer) Close() error { return c() }
 
-func TestParseOwner(t *testing.T) {
+func TestOwnersAreReadByNameAndNumber(t *testing.T) {
+	me, err := user.LookupId("65534")
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := user.LookupGroupId("65534")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		text string
 		want owner
 		err  string
 	}{
-		{"", owner{-1, -1}, ""},
+		{"", nobody, ""},
 		{"0", owner{0, -1}, ""},
 		{"root", owner{0, -1}, ""},
 		{"root:root", owner{0, 0}, ""},
+		{me.Username + ":" + group.Name, owner{65534, 65534}, ""},
+		{":" + group.Name, owner{-1, 65534}, ""},
 		{":0", owner{-1, 0}, ""},
 		{"12:34", owner{12, 34}, ""},
-		{"root:", owner{}, "no group after the colon"},
-		{":", owner{}, "no group after the colon"},
-		{"no such user", owner{}, "no such user"},
-		{":nosuchgroup", owner{}, "nosuchgroup"},
-		{"-1", owner{}, "-1"},
-		{"4294967295", owner{}, "no user or group"},
-		{"4294967296", owner{}, "4294967296"},
+		{"4711", owner{4711, -1}, ""},
+		{"root:", nobody, "no group after the colon: write user"},
+		{":", nobody, "no group after the colon"},
+		{"no such user", nobody, "unknown user no such user"},
+		{":nosuchgroup", nobody, "unknown group nosuchgroup"},
+		{"-1", nobody, "unknown user -1"},
+		{"4294967295", nobody, "is not a user id"},
+		{"0:99999999999", nobody, "is not a group id"},
 	} {
 		got, err := parseOwner(tt.text)
-		if tt.err == "" && (err != nil || got != tt.want) || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
+		if got != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%q: got %v, %v, want %v %s", tt.text, got, err, tt.want, tt.err)
 		}
 		if tt.err != "" {
@@ -310,6 +422,68 @@ func TestOwnerThatMayNotBeGiven(t *testing.T) {
 	}
 	if _, err := os.Lstat(dir + "/s"); err == nil {
 		t.Error("the file was left")
+	}
+}
+
+func TestSettleChangesNoFileThatIsNotTheNewSocket(t *testing.T) {
+	dir := t.TempDir()
+	path, victim := dir+"/s", dir+"/victim"
+	os.WriteFile(victim, nil, 0o600)
+	mustBind(t, "unix", dir+"/other", Config{Mode: 0o640})
+	mustBind(t, "unix", dir+"/foreign", Config{Mode: 0o600})
+	if os.Geteuid() == 0 {
+		if err := os.Lchown(dir+"/foreign", 65534, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	me := owner{os.Geteuid(), -1}
+	for _, tt := range []struct {
+		name string
+		put  func() error
+		born fs.FileMode
+		who  owner
+	}{
+		{"a symbolic link", func() error { return os.Symlink("victim", path) }, 0o777, nobody},
+		{"a symbolic link to a socket", func() error { return os.Symlink("other", path) }, 0o777, nobody},
+		{"a hard link", func() error { return os.Link(victim, path) }, 0o777, nobody},
+		{"a socket of another mode", func() error { return os.Link(dir+"/other", path) }, 0o600, nobody},
+		{"a socket that is somebody's already", func() error { return os.Link(dir+"/other", path) }, 0, me},
+		{"a socket of another user", func() error { return os.Link(dir+"/foreign", path) }, 0o777, me},
+		{"nothing", func() error { return nil }, 0o777, nobody},
+	} {
+		if tt.name == "a socket of another user" && os.Geteuid() != 0 { // it has none
+			continue
+		}
+		if err := tt.put(); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := settle(path, tt.born, 0o777, tt.who); err == nil || info != nil {
+			t.Errorf("%s was taken for the socket: %v", tt.name, err)
+		}
+		for name, want := range map[string]fs.FileMode{victim: 0o600, dir + "/other": 0o640, dir + "/foreign": 0o600} {
+			if info, err := os.Stat(name); err != nil || info.Mode().Perm() != want {
+				t.Errorf("by %s: %s has mode %v, %v", tt.name, name, info.Mode(), err)
+			}
+		}
+		os.Remove(path)
+	}
+}
+
+func TestFileOfASocketThatAnotherBound(t *testing.T) {
+	dir := t.TempDir()
+	mustBind(t, "unix", dir+"/s", Config{})
+	f := Of(dir + "/s")
+	f.Remove()
+	if _, err := os.Lstat(dir + "/s"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("removed: %v", err)
+	}
+	os.WriteFile(dir+"/file", nil, 0o600)
+	t.Chdir(dir)
+	mustBind(t, "unix", dir+"/@s", Config{})
+	for _, path := range []string{dir + "/s", dir + "/file", "", "@s"} {
+		if f := Of(path); f != nil {
+			t.Errorf("%q: got a file", path)
+		}
 	}
 }
 

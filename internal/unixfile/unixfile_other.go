@@ -13,13 +13,14 @@ import (
 // they are set after bind.
 func modeBeforeBind(fs.FileMode) Control { return nil }
 
-// hand gives a new socket file its owner and mode.
-func hand(path string, o owner, mode fs.FileMode) (fs.FileInfo, error) {
+// settle gives the file of a socket that was just bound its owner and mode, by
+// its path.
+func settle(path string, _, mode fs.FileMode, o owner) (fs.FileInfo, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
 		return nil, err
 	}
-	if o != (owner{-1, -1}) {
+	if o != nobody {
 		if err := os.Lchown(path, o.uid, o.gid); err != nil {
 			return info, fmt.Errorf("give the file to %s: %w", o, err)
 		}

@@ -408,10 +408,20 @@ func (s *Server) settle(n newcomer, l *loop) {
 	l.lock()
 	defer l.unlock()
 	c, err := l.add(&n)
-	l.note(stats.Event{Kind: stats.Accept, Tuple: c.tuple(), Conn: c.id})
-	if n.tcp && err == nil {
+	e := stats.Event{Kind: stats.Accept, Tuple: c.tuple(), Conn: c.id}
+	if !n.tcp && s.Sink != nil {
+		if who, err := poll.PeerCredentials(n.fd); err == nil {
+			e.Peer = (*stats.Peer)(&who)
+		}
+	}
+	l.note(e)
+	switch {
+	case err != nil:
+	case n.tcp:
 		poll.SetNoDelay(n.fd) // as package net does; Options may take it back
 		_, err = sockopt.Apply(n.fd, s.perConn...)
+	default: // a Unix socket has nothing from its listener
+		_, err = sockopt.Apply(n.fd, s.Options...)
 	}
 	if err != nil {
 		l.close(c, causeFailed, err)

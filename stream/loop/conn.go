@@ -62,7 +62,6 @@ const (
 	unreported       // bytes were moved since reported
 	shut             // end of file is sent
 	peerEnded        // and received
-	heard            // chat, broker: what it said is being passed on
 )
 
 func (c *conn) is(f flags) bool { return c.flags&f != 0 }

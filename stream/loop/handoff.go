@@ -21,6 +21,8 @@ import (
 // another process has taken all; or Resume, after an error or a change of mind.
 // Listeners are the caller's to hand over.
 func (s *Server) HandOff(give func(f *os.File, state []byte) error) error {
+	s.handing.Lock()
+	defer s.handing.Unlock()
 	if err := s.freeze(); err != nil {
 		return fmt.Errorf("hand off: %w", err)
 	}
@@ -71,11 +73,10 @@ func (s *Server) Resume() error {
 }
 
 // Release lets go of what HandOff gave away, or of what was adopted and never
-// served: it closes the server's own
-// descriptors, which leaves the connections of another process that has them
-// alone, and makes Serve return [stream.ErrServerClosed]. There are no
-// Disconnect events, since nothing has ended; nor is the file of a Unix socket
-// removed.
+// served: it closes the server's own descriptors, which leaves the connections of
+// another process that has them alone, and makes Serve return
+// [stream.ErrServerClosed]. There are no Disconnect events, since nothing has
+// ended; nor is the file of a Unix socket removed.
 func (s *Server) Release() error {
 	s.handing.Lock()
 	defer s.handing.Unlock()
@@ -130,10 +131,12 @@ func (l *loop) forget() {
 	}
 }
 
-// freeze makes every loop stand still.
+// freeze makes every loop stand still, also those that Serve has yet to let accept.
+// s.handing is held.
 func (s *Server) freeze() error {
-	s.handing.Lock()
-	defer s.handing.Unlock()
+	if err := s.init(); err != nil {
+		return err
+	}
 	s.begin()
 	s.mu.Lock()
 	if s.closed || s.frozen != nil {
@@ -141,7 +144,7 @@ func (s *Server) freeze() error {
 		if s.closed {
 			return stream.ErrServerClosed
 		}
-		return errors.New("it is under way already")
+		return errors.New("it is done already: call Resume or Release")
 	}
 	frozen := make(chan struct{})
 	s.frozen = frozen
@@ -246,6 +249,14 @@ func (s *Server) adopt(f *os.File, state []byte) error {
 	}
 	l.lock()
 	defer l.unlock()
+	if l.ended { // by Shutdown, meanwhile
+		poll.Close(n.fd)
+		s.mu.Lock()
+		s.unplaced--
+		s.mu.Unlock()
+		s.leave(n.id, sourceOf(n.peer.Addr))
+		return stream.ErrServerClosed
+	}
 	c, err := l.add(n)
 	if err != nil {
 		poll.Close(n.fd) // the other server still has it

@@ -31,6 +31,7 @@ type loop struct {
 	toldSize int
 	frozen   chan struct{} // closed when it goes on; nil if it is not frozen
 	parked   chan struct{} // told when the loop stands still to be frozen
+	ended    bool          // nothing can be added
 
 	acceptors []*acceptor // by token; nil if gone
 	listening bool
@@ -228,7 +229,7 @@ func (l *loop) end() {
 	l.recordEvents()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.listening = false
+	l.listening, l.ended = false, true
 	l.poller.Close()
 }
 

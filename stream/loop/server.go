@@ -62,7 +62,7 @@ type Server struct {
 	paused atomic.Bool   // nothing is accepted until pauseEnds, or a connection ends
 	ended  chan struct{} // closed by Shutdown and Release
 
-	handing   sync.Mutex // held while HandOff freezes, Resume or Release thaws
+	handing   sync.Mutex // held by HandOff, Resume and Release, and while the loops end
 	mu        sync.Mutex // taken inside a loop's, never around it
 	begun     bool       // the loops run
 	closed    bool
@@ -314,7 +314,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if !s.drain(ctx) {
 		err = ctx.Err()
 	}
+	s.handing.Lock()
 	s.stop()
+	s.handing.Unlock()
 	s.recordKeptBack()
 	return err
 }
@@ -350,7 +352,7 @@ func (s *Server) drain(ctx context.Context) bool {
 	}
 }
 
-// stop ends the loops and waits for them.
+// stop ends the loops and waits for them. s.handing is held.
 func (s *Server) stop() {
 	s.mode.Store(stopping)
 	for _, l := range s.allLoops() {
