@@ -51,7 +51,7 @@ func (d *direction) copy() error {
 		if err == io.EOF {
 			return d.finish()
 		}
-		if err != nil && d.readErr != nil && separate(d.from.end) {
+		if err != nil && d.readErr != nil && separate(d.from.end) && !d.joint.ending() {
 			return errors.Join(err, d.finish())
 		}
 		read := b

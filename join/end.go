@@ -112,12 +112,16 @@ func interrupt(e End) {
 	e.Close()
 }
 
-// reset closes a TCP connection so that its peer sees what it sent as lost.
+// reset closes a TCP connection so that its peer sees what it sent as lost, and
+// before TLS can say that all is well.
 func reset(e End) {
-	if c, ok := e.(net.Conn); ok {
-		if tc, ok := secure.NetConn(c).(*net.TCPConn); ok {
-			tc.SetLinger(0)
-		}
+	c, ok := e.(net.Conn)
+	if !ok {
+		return
+	}
+	if tc, ok := secure.NetConn(c).(*net.TCPConn); ok {
+		tc.SetLinger(0)
+		tc.Close()
 	}
 }
 

@@ -158,6 +158,16 @@ func (j *joint) watch(ctx context.Context, ended <-chan *direction) (running int
 	return 0, nil
 }
 
+// ending says whether both directions are to end.
+func (j *joint) ending() bool {
+	select {
+	case <-j.stopped:
+		return true
+	default:
+		return false
+	}
+}
+
 // failure is the error of Run: what ended it, or what went wrong on the way.
 func (j *joint) failure(cause error) error {
 	if cause == nil || cause == ErrQuit {

@@ -128,20 +128,25 @@ func TestClosedStandardOutputEndsBothWithAnError(t *testing.T) {
 		"full":           {full, unix.ENOSPC},
 	}
 	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			in, typed, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer typed.Close()
-			b, peerB := tcpPair(t)
-			done := run(t.Context(), Stdio(blockingFile(t, in), test.out(t)), b, Options{})
-			write(t, peerB, "answer")
-			o := wait(t, done)
-			wantError(t, o.err, test.want)
-			wantError(t, o.result.BToA.Err, test.want)
-			wantBytes(t, o.result, 0, 0)
-		})
+		for network, pair := range map[string]pair{"tcp": tcpPair, "tls": tlsPair} {
+			t.Run(name+"/"+network, func(t *testing.T) {
+				in, typed, err := os.Pipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer typed.Close()
+				b, peerB := pair(t)
+				done := run(t.Context(), Stdio(blockingFile(t, in), test.out(t)), b, Options{})
+				write(t, peerB, "answer")
+				o := wait(t, done)
+				wantError(t, o.err, test.want)
+				wantError(t, o.result.BToA.Err, test.want)
+				wantBytes(t, o.result, 0, 0)
+				if _, err := peerB.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+					t.Errorf("the peer, whose answer was dropped, got %v", err)
+				}
+			})
+		}
 	}
 }
 

@@ -98,13 +98,25 @@ func abort(c net.Conn) {
 // rest unsent.
 func (a *app) receiveFile(ctx context.Context, p connectPlan, far net.Conn) error {
 	o, stop := a.fileOptions(p, "received")
-	result, err := join.ReceiveFile(ctx, far, p.recvFile, o)
+	result, err := join.ReceiveFile(ctx, wholeOnly{far}, p.recvFile, o)
 	stop()
 	if err != nil {
 		return err
 	}
 	a.noteFile("received", p.recvFile, result)
 	return nil
+}
+
+// wholeOnly takes the end of a TLS connection without close_notify for no end of
+// file: anybody on the way can make one.
+type wholeOnly struct{ net.Conn }
+
+func (c wholeOnly) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err == io.EOF && secure.Truncated(c.Conn) {
+		err = errors.New("the peer ended the connection without the end of TLS, so the file may be cut short: to take it anyway, write standard output to a file")
+	}
+	return n, err
 }
 
 func (a *app) noteFile(done, path string, r join.FileResult) {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // background is an ft that runs while a test goes on.
@@ -142,10 +144,11 @@ func TestServersOutliveClientsThatBreakOff(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), make([]byte, 8<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	line := strings.Repeat("x", 5000) + "\n"
+	line := strings.Repeat("x", 4000) + "\n"
 	get := "GET /file HTTP/1.1\r\nHost: x\r\n\r\n"
 	pids := make(map[string]int)
 	var mu sync.Mutex
+	all := t // the servers run until its end
 	t.Run("serve", func(t *testing.T) {
 		for _, s := range []struct{ name, args, request, answer string }{
 			{"echo by event loops", "127.0.0.1:0 echo --engine poll", line, line},
@@ -157,7 +160,7 @@ func TestServersOutliveClientsThatBreakOff(t *testing.T) {
 			{"discard", "127.0.0.1:0 discard", line, ""},
 			{"chargen by event loops", "127.0.0.1:0 chargen --engine poll", line, ` !"#`},
 			{"chargen by goroutines", "127.0.0.1:0 chargen --engine goroutines", line, ` !"#`},
-			{"daytime", "127.0.0.1:0 daytime", line, time.Now().Format("2006-")},
+			{"daytime", "127.0.0.1:0 daytime", line, time.Now().Format("Monday, ")},
 			{"chat by event loops", "127.0.0.1:0 chat --engine poll", line, "* you are "},
 			{"chat by goroutines", "127.0.0.1:0 chat --engine goroutines", line, "* you are "},
 			{"broker by event loops", "127.0.0.1:0 broker --engine poll", line, ""},
@@ -170,27 +173,21 @@ func TestServersOutliveClientsThatBreakOff(t *testing.T) {
 			{"workers", "127.0.0.1:0 echo --workers 1", line, line},
 		} {
 			t.Run(s.name, func(t *testing.T) {
+				t.Parallel()
 				args := strings.Fields(strings.ReplaceAll(s.args, "DIR", dir))
-				b := runFT(t, func(c *exec.Cmd) { c.Stdin, c.Stdout = nil, nil }, append([]string{"ft", "listen"}, args...)...)
+				b := runFT(all, func(c *exec.Cmd) { c.Stdin, c.Stdout = nil, nil }, append([]string{"ft", "listen"}, args...)...)
 				dial := dialerOf(args[0], b.listens(t))
-				wantAnswer(t, dial, s.request, s.answer)
-				files := countFiles(t, b.Process.Pid)
-				var wg sync.WaitGroup
-				for _, play := range resetPoints {
-					wg.Go(func() {
-						for range 5 {
-							if c, err := dial(); err != nil {
-								t.Error(err)
-							} else {
-								play(c, s.request)
-								breakOff(c)
-							}
-						}
-					})
+				var files int
+				for round := range 3 { // after the first two everything is open that stays so
+					wantAnswer(t, dial, s.request, s.answer)
+					breakOffEverywhere(t, dial, s.request)
+					wantAnswer(t, dial, s.request, s.answer)
+					eventually(t, "no connection is left behind", func() bool { return countConnections(t, b.Process.Pid) == 0 })
+					if round == 2 {
+						eventually(t, "no descriptor is left behind", func() bool { return countFiles(t, b.Process.Pid) <= files })
+					}
+					files = countFiles(t, b.Process.Pid)
 				}
-				wg.Wait()
-				wantAnswer(t, dial, s.request, s.answer)
-				eventually(t, "no descriptor is left behind", func() bool { return countFiles(t, b.Process.Pid) <= files })
 				if !strings.Contains(s.args, "--workers") {
 					eventually(t, "no child is left behind", func() bool { return len(childrenOf(t, b.Process.Pid)) == 0 })
 				}
@@ -200,14 +197,42 @@ func TestServersOutliveClientsThatBreakOff(t *testing.T) {
 				mu.Lock()
 				pids[s.name] = b.Process.Pid
 				mu.Unlock()
-				keepUntilEnd(t)
 			})
 		}
 	})
 	wantIdle(t, pids)
 }
 
-func keepUntilEnd(*testing.T) {}
+// countConnections counts the sockets for connections that a process has, also those
+// that are connected no more.
+func countConnections(t *testing.T, pid int) (n int) {
+	t.Helper()
+	eachSocket(t, pid, func(fd int) {
+		kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+		if err == nil && kind != unix.SOCK_DGRAM && !listens(fd) {
+			n++
+		}
+	})
+	return n
+}
+
+// breakOffEverywhere connects and breaks off, several times at once, at every point.
+func breakOffEverywhere(t *testing.T, dial func() (net.Conn, error), request string) {
+	var wg sync.WaitGroup
+	for _, play := range resetPoints {
+		wg.Go(func() {
+			for range 5 {
+				if c, err := dial(); err != nil {
+					t.Error(err)
+				} else {
+					play(c, request)
+					breakOff(c)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
 
 // dialerOf connects to what listens.
 func dialerOf(endpoint, address string) func() (net.Conn, error) {
@@ -243,5 +268,169 @@ func wantAnswer(t *testing.T, dial func() (net.Conn, error), request, answer str
 	b := make([]byte, len(answer))
 	if _, err := io.ReadFull(c, b); err != nil || string(b) != answer {
 		t.Errorf("answered %.100q, %v; want %.100q", b, err, answer)
+	}
+}
+
+// hold accepts connections, does not read them, and closes them at the end of the test.
+func hold(t *testing.T, network, address string) string {
+	t.Helper()
+	ln, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns []net.Conn
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conns = append(conns, c)
+		}
+	}()
+	t.Cleanup(func() {
+		ln.Close()
+		<-done
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+	return ln.Addr().String()
+}
+
+// call connects until the end of the test, and says something.
+func call(t *testing.T, network, address, text string) net.Conn {
+	t.Helper()
+	c, err := net.Dial(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestWhoWaitsUsesNoProcessor(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), make([]byte, 64<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	endless := func(c *exec.Cmd) { // something to send, always
+		c.Stdin, _ = os.Open("/dev/zero")
+	}
+	ended := func(c *exec.Cmd) { c.Stdin = nil }
+	silent := hold(t, "tcp", "127.0.0.1:0")
+	silentUnix := hold(t, "unix", filepath.Join(dir, "silent"))
+	free := freePort(t)
+	pids := make(map[string]int)
+	listen := func(what string, set func(*exec.Cmd), args string, then func(address string)) {
+		t.Helper()
+		b := runFT(t, set, append([]string{"ft", "listen"}, strings.Fields(strings.ReplaceAll(args, "DIR", dir))...)...)
+		address := b.listens(t)
+		if then != nil {
+			then(address)
+		}
+		pids["ft listen "+args+", "+what] = b.Process.Pid
+	}
+	connect := func(what string, set func(*exec.Cmd), until string, args ...string) {
+		t.Helper()
+		b := runFT(t, set, append([]string{"ft", "connect"}, args...)...)
+		b.says(t, until)
+		pids["ft connect "+strings.Join(args, " ")+", "+what] = b.Process.Pid
+	}
+	clients := func(n int, text string) func(string) {
+		return func(address string) {
+			for range n {
+				call(t, "tcp", address, text)
+			}
+		}
+	}
+
+	listen("nobody comes", nil, "127.0.0.1:0", nil)
+	listen("a client that is silent", nil, "127.0.0.1:0", clients(1, ""))
+	listen("standard input has ended", ended, "127.0.0.1:0", clients(1, ""))
+	listen("a client that does not read", endless, "127.0.0.1:0", clients(1, ""))
+	listen("nobody reads standard output", nil, "127.0.0.1:0", func(address string) {
+		c := call(t, "tcp", address, "")
+		go c.Write(make([]byte, 64<<20))
+	})
+	listen("the next one waits", nil, "127.0.0.1:0 --keep", clients(2, ""))
+	listen("slow", endless, "127.0.0.1:0 --rate 1", clients(1, ""))
+	listen("clients that do not read", nil, "127.0.0.1:0 chargen --engine poll", clients(3, ""))
+	listen("clients that do not read", nil, "127.0.0.1:0 chargen --engine goroutines", clients(3, ""))
+	listen("clients that do not read", nil, "127.0.0.1:0 file DIR/file", clients(3, ""))
+	listen("clients that do not read", nil, "127.0.0.1:0 exec -- cat DIR/file", clients(3, ""))
+	listen("clients that do not read", nil, "127.0.0.1:0 http DIR", clients(3, "GET /file HTTP/1.0\r\n\r\n"))
+	listen("clients that do not speak TLS", nil, "tls://127.0.0.1:0 echo --tls-self-signed", clients(3, ""))
+	listen("clients over the limit", nil, "127.0.0.1:0 echo --engine poll --max 2", clients(5, ""))
+	listen("clients over the limit", nil, "127.0.0.1:0 echo --engine goroutines --max 2", clients(5, ""))
+	listen("clients come too fast", nil, "127.0.0.1:0 echo --engine poll --accept-rate 0.1", clients(5, ""))
+	listen("clients come too fast", nil, "127.0.0.1:0 echo --engine goroutines --accept-rate 0.1", clients(5, ""))
+	listen("proxies that say nothing", nil, "127.0.0.1:0 echo --proxy-from 127.0.0.1", clients(3, ""))
+	listen("nobody comes", nil, "udp://127.0.0.1:0 echo", nil)
+	listen("nobody comes", nil, "udp://239.1.1.1%lo:7390", nil)
+	listen("nobody comes", nil, "vsock://*:7391 echo", nil)
+	listen("nobody comes", nil, "unix://DIR/a unixgram://DIR/b seqpacket://DIR/c echo --handoff DIR/control", nil)
+	listen("nobody comes", nil, "unix://DIR/d activate -- true", nil)
+	listen("nobody comes", nil, "127.0.0.1:0 echo --workers 2", clients(4, ""))
+
+	connect("a silent peer", nil, "connected", "-v", silent)
+	connect("standard input has ended", ended, "connected", "-v", silent)
+	connect("a peer that does not read", endless, "connected", "-v", silent)
+	connect("two that are silent", nil, "connected", "-v", silent, "unix://"+silentUnix)
+	connect("nobody there yet", nil, "again in", "--retry", "5", free)
+	connect("nobody passes a descriptor", nil, "connected", "-v", "--take-fd", "unix://"+silentUnix)
+	connect("a silent peer", nil, "udp", "-v", "udp://127.0.0.1:7392")
+	wantIdle(t, pids)
+}
+
+// freePort is an address at which nobody listens.
+func freePort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// Without a descriptor left no connection can be accepted. The server says so, waits
+// without turning round and round, and goes on when clients have left.
+func TestServersOutliveTheLackOfDescriptors(t *testing.T) {
+	const limit, clients = 40, 60
+	pids := make(map[string]int)
+	servers := make(map[string]*background)
+	conns := make(map[string][]net.Conn)
+	for _, args := range []string{
+		"127.0.0.1:0 echo --engine poll", "127.0.0.1:0 echo --engine goroutines", "127.0.0.1:0 exec -- cat",
+		"127.0.0.1:0 http /", "tls://127.0.0.1:0 echo --tls-self-signed",
+	} {
+		b := runFT(t, nil, append([]string{"prlimit", "--nofile=" + strconv.Itoa(limit), "ft", "listen"}, strings.Fields(args)...)...)
+		address := b.listens(t)
+		for range clients {
+			conns[args] = append(conns[args], call(t, "tcp", address, ""))
+		}
+		b.says(t, "too many open files")
+		pids[args], servers[args] = b.Process.Pid, b
+	}
+	wantIdle(t, pids)
+	for args, b := range servers {
+		if said := strings.Count(b.said.text(), "too many open files"); said > 20 {
+			t.Errorf("%s says %d times that there are too many open files", args, said)
+		}
+		for _, c := range conns[args] {
+			c.Close()
+		}
+		request, answer := "hello\n", "hello\n"
+		if strings.Contains(args, "http") {
+			request, answer = "GET /nonexistent HTTP/1.0\r\n\r\n", "HTTP/1.0 404"
+		}
+		endpoint, _, _ := strings.Cut(args, " ")
+		wantAnswer(t, dialerOf(endpoint, b.listens(t)), request, answer)
 	}
 }

@@ -334,33 +334,47 @@ func wantOptions(t *testing.T, what string, fd int, want, but map[string]string)
 func socketsOfKind(t *testing.T, pid int, s optionSocket) (fds []int) {
 	t.Helper()
 	for _, pid := range append(childrenOf(t, pid), pid) {
-		process, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(process)
-		names, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range names {
-			n, err := strconv.Atoi(name.Name())
-			if err != nil {
-				t.Fatal(err)
+		eachSocket(t, pid, func(fd int) {
+			if s.is(fd) {
+				c, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fds = append(fds, c)
+				t.Cleanup(func() { unix.Close(c) })
 			}
-			fd, err := unix.PidfdGetfd(process, n, 0)
-			if err != nil {
-				continue // closed meanwhile
-			}
-			if !s.is(fd) {
-				unix.Close(fd)
-				continue
-			}
-			fds = append(fds, fd)
-			t.Cleanup(func() { unix.Close(fd) })
-		}
+		})
 	}
 	return fds
+}
+
+// eachSocket shows a copy of each socket that a process has, which is closed then.
+// One that has ended has none.
+func eachSocket(t *testing.T, pid int, show func(fd int)) {
+	t.Helper()
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(process)
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		to, err := os.Readlink(link)
+		if err != nil || !strings.HasPrefix(to, "socket:") {
+			continue
+		}
+		n, err := strconv.Atoi(filepath.Base(link))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fd, err := unix.PidfdGetfd(process, n, 0); err == nil {
+			show(fd)
+			unix.Close(fd)
+		} // or it was closed meanwhile
+	}
 }
 
 func childrenOf(t *testing.T, pid int) (children []int) {

@@ -345,5 +345,9 @@ func (p *program) stops(t *testing.T) {
 		code = 128 + int(syscall.SIGTERM)
 	}
 	p.Process.Signal(syscall.SIGTERM)
+	p.awaitEnd(t)
+	if p.Args[0] == "ncat" && p.ProcessState.ExitCode() == 0 {
+		code = 0 // on a busy machine it now and then takes the end of its input for its own
+	}
 	p.ends(t, code)
 }

@@ -22,8 +22,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var plainTCP = optionSocket{domain: unix.AF_INET, kind: unix.SOCK_STREAM, protocol: unix.IPPROTO_TCP}
-
 // startWorkers starts a group and waits until each worker serves.
 func startWorkers(t *testing.T, n int, args ...string) (l *listening, workers []int) {
 	t.Helper()
@@ -42,28 +40,17 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// peersOf are the clients of a process.
+// peersOf are the clients of a process, over IPv4.
 func peersOf(t *testing.T, pid int) map[netip.AddrPort]bool {
 	t.Helper()
 	peers := make(map[netip.AddrPort]bool)
-	process, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil // it has ended
-	}
-	defer unix.Close(process)
-	names, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	for _, name := range names {
-		n, _ := strconv.Atoi(name.Name())
-		fd, err := unix.PidfdGetfd(process, n, 0)
-		if err != nil {
-			continue
+	eachSocket(t, pid, func(fd int) {
+		if peer, err := unix.Getpeername(fd); err == nil {
+			if a, ok := peer.(*unix.SockaddrInet4); ok {
+				peers[netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))] = true
+			}
 		}
-		if peer, err := unix.Getpeername(fd); err == nil && plainTCP.is(fd) {
-			a := peer.(*unix.SockaddrInet4)
-			peers[netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))] = true
-		}
-		unix.Close(fd)
-	}
+	})
 	return peers
 }
 
