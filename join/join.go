@@ -23,7 +23,7 @@
 //	reading X fails (reset)           X is dead both ways: ends both, with the error. What came before it is written
 //	reading standard input fails      as its end; the error is returned after the rest of the answer
 //	writing Y fails (reset, EPIPE)    X is not read any more; what Y has sent is read to its end. Returns the error
-//	writing standard output fails     ends both at once, with the error; SIGPIPE kills nobody
+//	writing standard output fails     ends both at once, with the error, X by a reset; SIGPIPE kills nobody
 //	writing Y fails, which has no     ends both, with the error
 //	end of file
 //	a record cannot be passed on      ends both, with the error; no record is cut short

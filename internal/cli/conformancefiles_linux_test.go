@@ -60,7 +60,6 @@ var datagramRows = map[string]func(t *testing.T, over string) string{
 	"udp-silent": func(t *testing.T, over string) string {
 		h := newPacketHost(t, over)
 		p := startConnect(t, append(h.args, "--idle", "300ms")...)
-		p.say(t, "question")
 		return p.ends(t, "", "no byte in either direction")
 	},
 	"udp-signal": func(t *testing.T, over string) string {

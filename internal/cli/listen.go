@@ -122,6 +122,7 @@ type listenPlan struct {
 	config    service.Config
 	join      join.Options
 	quitGiven bool // --quit-after was
+	worker    bool // this process is one of several
 }
 
 // kindsWithoutService are those that package service does not know.

@@ -95,12 +95,19 @@ func (a *app) noteCertificate(p listenPlan) {
 }
 
 func (a *app) stopServing(p listenPlan, s *service.Service) error {
-	ctx, stop := stopContext(p.drain)
+	bound := stopContext
+	if p.worker {
+		bound = workerStopContext
+	}
+	ctx, stop := bound(p.drain)
 	defer stop()
-	if err := s.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
-		return err
-	} else if err != nil {
+	switch err := s.Shutdown(ctx); {
+	case errors.Is(err, context.DeadlineExceeded):
 		a.note("connections were reset, as they did not come to rest within %s", stats.FormatDuration(p.drain))
+	case errors.Is(err, context.Canceled):
+		a.note("connections were reset, as a second signal came")
+	default:
+		return err
 	}
 	return nil
 }

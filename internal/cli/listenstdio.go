@@ -15,6 +15,7 @@ import (
 	"github.com/fivetuple/fivetuple/ancillary"
 	"github.com/fivetuple/fivetuple/datagram"
 	"github.com/fivetuple/fivetuple/join"
+	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/service"
 	"github.com/fivetuple/fivetuple/stats"
 	"github.com/fivetuple/fivetuple/stream"
@@ -129,6 +130,8 @@ func (a *app) serveStdio(ctx, client context.Context, p listenPlan, near join.En
 		return nil
 	case client.Err() != nil && errors.Is(err, net.ErrClosed):
 		return fmt.Errorf("the client sent nothing within %s, the limit of --first-byte", stats.FormatDuration(p.limits.FirstByteTimeout))
+	case secure.Truncated(c):
+		a.warn("%s ended the connection without the end of TLS: what came may be cut short", c.RemoteAddr())
 	}
 	return explainEnd(err)
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/fivetuple/fivetuple/prefork"
@@ -115,6 +117,7 @@ func (a *app) listenAsWorker(ctx context.Context, p listenPlan, n int, files []*
 	if len(files) != len(p.config.Endpoints) {
 		return fmt.Errorf("worker %d got %d sockets for %d endpoints", n, len(files), len(p.config.Endpoints))
 	}
+	p.worker = true
 	c := &p.config
 	for i, f := range files {
 		c.Sockets = append(c.Sockets, service.Socket{Endpoint: c.Endpoints[i], File: f})
@@ -134,6 +137,29 @@ func (a *app) listenAsWorker(ctx context.Context, p listenPlan, n int, files []*
 	case err = <-s.Failed():
 	}
 	return errors.Join(err, a.stopServing(p, s))
+}
+
+// secondSignal is how long after the first one a signal is another order.
+const secondSignal = 200 * time.Millisecond
+
+// workerStopContext is [stopContext] for a worker, which Ctrl-C reaches twice: by the
+// terminal and, as SIGTERM, by its parent.
+func workerStopContext(patience time.Duration) (context.Context, func()) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	second := make(chan os.Signal, 1)
+	later := time.AfterFunc(secondSignal, func() { signal.Notify(second, os.Interrupt, syscall.SIGTERM) })
+	go func() {
+		select {
+		case <-second:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		later.Stop()
+		signal.Stop(second)
+		cancel()
+	}
 }
 
 // share is the nth worker's part of the limits of all: together they are no more.

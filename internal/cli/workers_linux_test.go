@@ -357,6 +357,11 @@ func TestWorkersDrainAtSIGTERM(t *testing.T) {
 		}
 		return errors.Is(err, syscall.ECONNREFUSED)
 	})
+	select {
+	case <-l.ended:
+		t.Error("it had ended before the client had everything")
+	default:
+	}
 	rest, err := io.ReadAll(c)
 	if err != nil || len(rest) != size-64<<10 {
 		t.Errorf("%d bytes came after the signal, want %d: %v", len(rest), size-64<<10, err)
@@ -369,30 +374,64 @@ func TestWorkersDrainAtSIGTERM(t *testing.T) {
 	}
 }
 
+// workerGroup is a group of workers that is a process group, too, as the terminal's is.
+func workerGroup(t *testing.T, args ...string) (b *background, address string) {
+	t.Helper()
+	b = runFT(t, func(c *exec.Cmd) { c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }, append([]string{"ft", "listen", "127.0.0.1:0", "--workers", "3"}, args...)...)
+	return b, b.listens(t)
+}
+
 // Ctrl-C reaches the whole process group: the parent, the workers, and these once
 // more by the parent.
 func TestWorkersEndInOrderAtCtrlC(t *testing.T) {
-	ft := exec.Command("ft", "listen", "127.0.0.1:0", "echo", "--workers", "3")
-	ft.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	said := &saidLines{changed: make(chan struct{}, 1)}
-	ft.Stderr = said
-	if err := ft.Start(); err != nil {
+	b, address := workerGroup(t, "echo")
+	clients := 0
+	eventually(t, "each worker has a client, and so runs", func() bool {
+		c := call(t, "tcp", address, "hello")
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+			t.Fatal(err)
+		}
+		clients++
+		workers := childrenOf(t, b.Process.Pid)
+		return len(workers) == 3 && !slices.ContainsFunc(workers, func(pid int) bool { return len(peersOf(t, pid)) == 0 })
+	})
+	if err := syscall.Kill(-b.Process.Pid, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	defer ft.Process.Kill()
-	said.await(t, func(line string) bool { return strings.Contains(line, "3 workers") })
-	address := strings.Fields(said.text())[3]
-	address = strings.TrimSuffix(address, ":")
-	eventually(t, "all workers run", func() bool { return len(childrenOf(t, ft.Process.Pid)) == 3 })
-	if err := visit(address); err != nil {
+	err := b.Wait()
+	text := b.said.text()
+	served := fmt.Sprintf("\nserved %d connections, %d B in, %[2]d B out, in ", clients, 5*clients)
+	if err != nil || strings.Contains(text, "signal") || strings.Contains(text, "takes its place") || strings.Contains(text, "reset") || !strings.Contains(text, served) {
+		t.Errorf("%v, want %q:\n%s", err, served, text)
+	}
+}
+
+func TestWorkersEndAtOnceAtTheSecondCtrlC(t *testing.T) {
+	b, address := workerGroup(t, "chargen", "--drain", "1h")
+	c := call(t, "tcp", address, "")
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // and no more: it is busy
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(-ft.Process.Pid, syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	err := ft.Wait()
-	text := said.text()
-	if err != nil || strings.Contains(text, "signal") || strings.Contains(text, "takes its place") || !strings.Contains(text, "\nserved 1 connection, 5 B in, 5 B out, in ") {
-		t.Errorf("%v:\n%s", err, text)
+	ended := make(chan error, 1)
+	go func() { ended <- b.Wait() }()
+	again := time.NewTicker(300 * time.Millisecond)
+	defer again.Stop()
+	for signals := 1; ; signals++ {
+		if err := syscall.Kill(-b.Process.Pid, syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			if text := b.said.text(); err != nil || signals < 2 || !strings.Contains(text, "\nconnections were reset, as a second signal came\n") {
+				t.Errorf("after %d signals: %v:\n%s", signals, err, text)
+			}
+			return
+		case <-again.C:
+		}
+		if signals == 100 {
+			t.Fatal("it does not end")
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -626,20 +627,63 @@ func TestClosingTheListenerEndsServeButNotItsConnections(t *testing.T) {
 	})
 }
 
+// Of TCP these are the options that a connection has not from its listener; of a
+// Unix socket that is every one.
 func TestOptionsHoldOnAcceptedConnections(t *testing.T) {
-	both(t, func(t *testing.T, make func(config) server) {
-		for text, ok := range map[string]bool{"nodelay=off,keepalive=31s/7s/4": true, "priority=6": true} {
-			var opts sockopt.Settings
-			if err := opts.Set(text); err != nil {
-				t.Fatal(err)
-			}
-			ev := &events{}
-			c := dial(t, start(t, make(config{kind: "echo", options: opts, sink: ev}), "0"))
-			if ok {
-				echoes(t, c, []byte("x"))
+	bothOver(t, func(t *testing.T, make func(config) server, where string) {
+		text := "nodelay=off,keepalive=31s/7s/4,priority=6"
+		if strings.HasPrefix(where, "unix") {
+			text = "sndbuf=64KiB,rcvtimeo=2s,passcred=on"
+		}
+		var opts sockopt.Settings
+		if err := opts.Set(text); err != nil {
+			t.Fatal(err)
+		}
+		ln := start(t, make(config{kind: "echo", options: opts}), where)
+		echoes(t, dial(t, ln), []byte("x"))
+		fd := accepted(t, ln)
+		for _, want := range opts {
+			value := strings.Replace(want.Value(), "64KiB", "128KiB", 1) // the kernel doubles it
+			if got, err := sockopt.Get(fd, want.Option().Name); err != nil || got.Value() != value {
+				t.Errorf("got %s, want %s (%v)", got, value, err)
 			}
 		}
 	})
+}
+
+// accepted is the descriptor of a connection that a listener of this process has accepted.
+func accepted(t *testing.T, ln net.Listener) int {
+	t.Helper()
+	links, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		fd, _ := strconv.Atoi(link.Name())
+		own, err := unix.Getsockname(fd)
+		if err != nil {
+			continue
+		}
+		if _, err := unix.Getpeername(fd); err != nil {
+			continue
+		}
+		switch own := own.(type) {
+		case *unix.SockaddrInet4:
+			if own.Port == ln.Addr().(*net.TCPAddr).Port {
+				return fd
+			}
+		case *unix.SockaddrInet6:
+			if own.Port == ln.Addr().(*net.TCPAddr).Port {
+				return fd
+			}
+		case *unix.SockaddrUnix:
+			if own.Name == ln.Addr().String() {
+				return fd
+			}
+		}
+	}
+	t.Fatal("no connection was accepted")
+	return -1
 }
 
 func TestChatSpeaksToAllAndToOne(t *testing.T) {
