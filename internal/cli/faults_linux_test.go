@@ -373,7 +373,7 @@ func TestWhoWaitsUsesNoProcessor(t *testing.T) {
 	listen("proxies that say nothing", nil, "127.0.0.1:0 echo --proxy-from 127.0.0.1", clients(3, ""))
 	listen("nobody comes", nil, "udp://127.0.0.1:0 echo", nil)
 	listen("nobody comes", nil, "udp://239.1.1.1%lo:7390", nil)
-	listen("nobody comes", nil, "vsock://*:7391 echo", nil)
+	listen("nobody comes", nil, "vsock://*:4294967295 echo", nil)
 	listen("nobody comes", nil, "unix://DIR/a unixgram://DIR/b seqpacket://DIR/c echo --handoff DIR/control", nil)
 	listen("nobody comes", nil, "unix://DIR/d activate -- true", nil)
 	listen("nobody comes", nil, "127.0.0.1:0 echo --workers 2", clients(4, ""))
