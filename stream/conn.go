@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/ancillary"
+	"github.com/fivetuple/fivetuple/internal/acl"
+	"github.com/fivetuple/fivetuple/internal/quota"
 	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
@@ -61,7 +64,7 @@ type Conn struct {
 	server   *Server
 	id       uint64
 	tuple    fivetuple.Tuple
-	source   source
+	source   netip.Addr
 	started  time.Time
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -91,7 +94,7 @@ func newConn(s *Server, id uint64, nc net.Conn) *Conn {
 	c := &Conn{Conn: nc, raw: nc, server: s, id: id, started: time.Now()}
 	c.tuple = fivetuple.TupleOf(protocolOf(nc.LocalAddr()), nc)
 	if ap := c.tuple.Remote.AddrPort; ap.IsValid() {
-		c.source = sourceOf(ap)
+		c.source = acl.Source(ap)
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.reader.init(nc)
@@ -332,12 +335,12 @@ func (c *Conn) flush() {
 	if !ok {
 		return
 	}
-	wait := backoff{min: time.Millisecond, max: 50 * time.Millisecond}
+	wait := quota.Backoff{Min: time.Millisecond, Max: 50 * time.Millisecond}
 	for time.Now().Before(deadline) {
 		if delivered(tc) {
 			return
 		}
-		time.Sleep(wait.next())
+		time.Sleep(wait.Next())
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/acl"
 	"github.com/fivetuple/fivetuple/secure"
 )
 
@@ -85,7 +86,7 @@ func (c *Conn) introduce() error {
 	}
 	c.client = client
 	c.tuple.Remote = fivetuple.AddressOf(client)
-	c.source = sourceOf(c.tuple.Remote.AddrPort)
+	c.source = acl.Source(c.tuple.Remote.AddrPort)
 	return nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fivetuple/fivetuple/internal/quota"
 )
 
 // job is a running command and its process group.
@@ -49,8 +51,8 @@ func (j *job) end() error {
 	defer kill.Stop()
 	<-j.exited
 	err := j.cmd.Wait()
-	for pause := (backoff{min: time.Millisecond, max: 50 * time.Millisecond}); j.others() && time.Now().Before(late); {
-		time.Sleep(pause.next())
+	for pause := (quota.Backoff{Min: time.Millisecond, Max: 50 * time.Millisecond}); j.others() && time.Now().Before(late); {
+		time.Sleep(pause.Next())
 	}
 	if !byItself {
 		return nil

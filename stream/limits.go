@@ -40,19 +40,6 @@ type Limits struct {
 
 const defaultWriteQueue = 256 << 10
 
-// source is what per-source limits count by: an IPv4 address, or an IPv6 /64,
-// which is what one customer gets (RFC 6177).
-type source = netip.Addr
-
-func sourceOf(ap netip.AddrPort) source {
-	a := ap.Addr().Unmap().WithZone("")
-	if !a.Is6() {
-		return a
-	}
-	p, _ := a.Prefix(64)
-	return p.Addr()
-}
-
 // SetLimits changes the limits for connections from now on; the timeouts apply
 // to those that exist as well.
 func (s *Server) SetLimits(l Limits) {
@@ -135,7 +122,7 @@ func (s *Server) waitForSlot() bool {
 		closed, full, free := s.closed, s.full(l), s.slotFree
 		var wait time.Duration
 		if !full {
-			wait = s.bucket.take(l.AcceptRate, time.Now())
+			wait = s.bucket.Take(l.AcceptRate, time.Now())
 		}
 		s.mu.Unlock()
 		switch {
@@ -163,29 +150,6 @@ func (s *Server) recordFull(limit int) {
 	if say {
 		s.recordError(fivetuple.Tuple{}, fmt.Errorf("full with %d connections: others wait until one ends", limit))
 	}
-}
-
-// bucket is a token bucket (the generic cell rate algorithm): next is when a
-// token is due if none is saved.
-type bucket struct{ next time.Time }
-
-// take takes a token, or says how long until there is one. rate is per second;
-// 0 has no limit.
-func (b *bucket) take(rate float64, now time.Time) time.Duration {
-	if rate <= 0 {
-		return 0
-	}
-	interval := time.Duration(float64(time.Second) / rate)
-	burst := max(100*time.Millisecond, interval)
-	if b.next.Before(now.Add(-burst)) {
-		b.next = now.Add(-burst)
-	}
-	due := b.next.Add(interval)
-	if due.After(now) {
-		return due.Sub(now)
-	}
-	b.next = due
-	return 0
 }
 
 // sweep closes connections that are idle too long, and reports the totals of

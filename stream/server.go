@@ -92,9 +92,9 @@ type Server struct {
 	listeners map[*net.Listener]struct{} // by pointer: a listener need not be comparable
 	conns     map[uint64]*Conn
 	held      map[*Conn]struct{} // their proxies have not said yet for whom they are
-	perSource map[source]int
+	perSource map[netip.Addr]int
 	slotFree  chan struct{} // closed and replaced when a connection ends
-	bucket    bucket
+	bucket    quota.Bucket
 	errors    quota.PerSecond
 	saidFull  time.Time      // when it was last said that clients have to wait
 	sweeper   chan struct{}  // closed to stop the sweeper, nil if none runs
@@ -111,14 +111,14 @@ func (s *Server) Serve(ln net.Listener) error {
 		return err
 	}
 	defer s.removeListener(&ln)
-	pause := backoff{min: 5 * time.Millisecond, max: time.Second}
+	pause := quota.Backoff{Min: 5 * time.Millisecond, Max: time.Second}
 	for {
 		if !s.waitForSlot() {
 			return ErrServerClosed
 		}
 		nc, err := ln.Accept()
 		if err == nil {
-			pause.reset()
+			pause.Reset()
 			s.start(nc)
 			continue
 		}
@@ -131,10 +131,10 @@ func (s *Server) Serve(ln net.Listener) error {
 			s.recordError(listenTuple(ln), fmt.Errorf("accept: %w", err))
 			return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 		}
-		if pause.first() {
+		if pause.First() {
 			s.recordError(listenTuple(ln), fmt.Errorf("accept paused: %w", err))
 		}
-		s.sleep(pause.next())
+		s.sleep(pause.Next())
 	}
 }
 
@@ -164,7 +164,7 @@ func (s *Server) addListener(ln *net.Listener) error {
 		s.listeners = make(map[*net.Listener]struct{})
 		s.conns = make(map[uint64]*Conn)
 		s.held = make(map[*Conn]struct{})
-		s.perSource = make(map[source]int)
+		s.perSource = make(map[netip.Addr]int)
 		s.slotFree = make(chan struct{})
 		s.sweeper = make(chan struct{})
 		if s.limits.Load() == nil {
@@ -488,18 +488,6 @@ func (s *Server) recordKeptBack(now time.Time) {
 	if n > 0 {
 		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors", n)})
 	}
-}
-
-// backoff doubles a pause from min to max.
-type backoff struct {
-	min, max, last time.Duration
-}
-
-func (b *backoff) first() bool { return b.last == 0 }
-func (b *backoff) reset()      { b.last = 0 }
-func (b *backoff) next() time.Duration {
-	b.last = min(max(2*b.last, b.min), b.max)
-	return b.last
 }
 
 // isTimeout says whether err is a deadline that ran out.

@@ -415,20 +415,6 @@ func TestDeniedSourcesAreReset(t *testing.T) {
 	}
 }
 
-func TestBucketSpacesTokensEvenlyAfterABurst(t *testing.T) {
-	now := time.Now()
-	var b bucket
-	taken := 0
-	for ms := range 1000 {
-		for b.take(100, now.Add(time.Duration(ms)*time.Millisecond)) == 0 {
-			taken++
-		}
-	}
-	if taken < 108 || taken > 112 { // 100 in the second, 10 in the burst
-		t.Errorf("took %d tokens in a second at 100/s with a burst of 10", taken)
-	}
-}
-
 func TestShutdownClosesQuietConnectionsAndResetsBusyOnes(t *testing.T) {
 	ev := newEvents()
 	s := &Server{Handler: Echo(), Sink: ev}

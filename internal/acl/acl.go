@@ -35,3 +35,14 @@ func longest(prefixes []netip.Prefix, a netip.Addr) int {
 	}
 	return n
 }
+
+// Source is what limits for each source count by: an IPv4 address, or an IPv6
+// /64, which is what one customer gets (RFC 6177).
+func Source(ap netip.AddrPort) netip.Addr {
+	a := ap.Addr().Unmap().WithZone("")
+	if !a.Is6() {
+		return a
+	}
+	p, _ := a.Prefix(64)
+	return p.Addr()
+}

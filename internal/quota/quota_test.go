@@ -45,3 +45,17 @@ func TestAFloodIsReportedWhileItLasts(t *testing.T) {
 		t.Errorf("said %d times in a minute of 1000 a second", said)
 	}
 }
+
+func TestBucketSpacesTokensEvenlyAfterABurst(t *testing.T) {
+	now := time.Now()
+	var b Bucket
+	taken := 0
+	for ms := range 1000 {
+		for b.Take(100, now.Add(time.Duration(ms)*time.Millisecond)) == 0 {
+			taken++
+		}
+	}
+	if taken < 108 || taken > 112 { // 100 in the second, 10 in the burst
+		t.Errorf("took %d tokens in a second at 100/s with a burst of 10", taken)
+	}
+}

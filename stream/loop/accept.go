@@ -258,7 +258,7 @@ func (s *Server) accept(a *acceptor) (n newcomer, say, err error) {
 		return n, s.full(limits.MaxConns), errPaused
 	}
 	saved := s.bucket
-	if wait := s.bucket.take(limits.AcceptRate, time.Now()); wait > 0 {
+	if wait := s.bucket.Take(limits.AcceptRate, time.Now()); wait > 0 {
 		s.pauseFor(wait)
 		return n, nil, errPaused
 	}
@@ -270,7 +270,7 @@ func (s *Server) accept(a *acceptor) (n newcomer, say, err error) {
 		say, err = s.acceptFailed(a.errno)
 		return n, say, err
 	}
-	s.pause.reset()
+	s.pause.Reset()
 	n.fd, n.id, n.peer, n.lingers = a.fd, s.nextID(), a.peer, a.lingers
 	if a.any {
 		if p, err := poll.LocalOf(n.fd); err == nil {
@@ -292,10 +292,10 @@ func (s *Server) acceptFailed(errno syscall.Errno) (say, err error) {
 	case !mayAcceptLater(errno):
 		return fmt.Errorf("accept: %w", err), err
 	}
-	if s.pause.first() {
+	if s.pause.First() {
 		say = fmt.Errorf("accept paused: %w", err)
 	}
-	s.pauseFor(s.pause.next())
+	s.pauseFor(s.pause.Next())
 	return say, errPaused
 }
 
@@ -354,7 +354,7 @@ func (s *Server) admit(n *newcomer, limits *stream.Limits) error {
 			return err
 		}
 	}
-	from := sourceOf(n.peer.Addr)
+	from := acl.Source(n.peer.Addr)
 	if limits.MaxPerSource > 0 && from.IsValid() && s.perSource[from] >= limits.MaxPerSource {
 		return fmt.Errorf("more than %d connections from %s, the limit per source", limits.MaxPerSource, from)
 	}
@@ -363,7 +363,7 @@ func (s *Server) admit(n *newcomer, limits *stream.Limits) error {
 }
 
 // enter counts a connection that has no place yet. s.mu is held.
-func (s *Server) enter(id uint64, from source) {
+func (s *Server) enter(id uint64, from netip.Addr) {
 	s.where[id] = place{slot: -1}
 	s.unplaced++
 	if from.IsValid() {
@@ -372,7 +372,7 @@ func (s *Server) enter(id uint64, from source) {
 }
 
 // leave forgets a connection that has ended.
-func (s *Server) leave(id uint64, from source) {
+func (s *Server) leave(id uint64, from netip.Addr) {
 	s.mu.Lock()
 	delete(s.where, id)
 	if n := s.perSource[from]; n > 1 {
@@ -429,52 +429,4 @@ func (s *Server) settle(n newcomer, l *loop) {
 	}
 	l.arm(c)
 	l.begin(c)
-}
-
-// source is what per-source limits count by: an IPv4 address, or an IPv6 /64,
-// which is what one customer gets (RFC 6177).
-type source = netip.Addr
-
-func sourceOf(ap netip.AddrPort) source {
-	a := ap.Addr().Unmap().WithZone("")
-	if !a.Is6() {
-		return a
-	}
-	p, _ := a.Prefix(64)
-	return p.Addr()
-}
-
-// bucket is a token bucket (the generic cell rate algorithm): next is when a
-// token is due if none is saved.
-type bucket struct{ next time.Time }
-
-// take takes a token, or says how long until there is one. rate is per second;
-// 0 has no limit.
-func (b *bucket) take(rate float64, now time.Time) time.Duration {
-	if rate <= 0 {
-		return 0
-	}
-	interval := time.Duration(float64(time.Second) / rate)
-	burst := max(100*time.Millisecond, interval)
-	if b.next.Before(now.Add(-burst)) {
-		b.next = now.Add(-burst)
-	}
-	due := b.next.Add(interval)
-	if due.After(now) {
-		return due.Sub(now)
-	}
-	b.next = due
-	return 0
-}
-
-// backoff doubles a pause from min to max.
-type backoff struct {
-	min, max, last time.Duration
-}
-
-func (b *backoff) first() bool { return b.last == 0 }
-func (b *backoff) reset()      { b.last = 0 }
-func (b *backoff) next() time.Duration {
-	b.last = min(max(2*b.last, b.min), b.max)
-	return b.last
 }

@@ -9,6 +9,7 @@ import (
 	"unique"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/acl"
 	"github.com/fivetuple/fivetuple/internal/poll"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
@@ -248,7 +249,7 @@ func (l *loop) remove(c *conn, why cause, err error, closeFD func(int)) {
 		l.note(e)
 	}
 	closeFD(int(c.fd))
-	id, from := c.id, sourceOf(c.remote)
+	id, from := c.id, acl.Source(c.remote)
 	l.drop(c)
 	l.server.leave(id, from)
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/acl"
 	"github.com/fivetuple/fivetuple/internal/poll"
 	"github.com/fivetuple/fivetuple/stream"
 )
@@ -124,7 +125,7 @@ func (l *loop) forget() {
 			}
 			l.poller.Remove(int(c.fd)) // the socket lives on, and would go on telling
 			poll.Close(int(c.fd))
-			id, from := c.id, sourceOf(c.remote)
+			id, from := c.id, acl.Source(c.remote)
 			l.drop(c)
 			l.server.leave(id, from)
 		}
@@ -237,7 +238,7 @@ func (s *Server) adopt(f *os.File, state []byte) error {
 	if _, taken := s.where[was.id]; taken {
 		n.id = s.nextID()
 	}
-	s.enter(n.id, sourceOf(n.peer.Addr))
+	s.enter(n.id, acl.Source(n.peer.Addr))
 	loops := s.loops
 	s.mu.Unlock()
 
@@ -254,14 +255,14 @@ func (s *Server) adopt(f *os.File, state []byte) error {
 		s.mu.Lock()
 		s.unplaced--
 		s.mu.Unlock()
-		s.leave(n.id, sourceOf(n.peer.Addr))
+		s.leave(n.id, acl.Source(n.peer.Addr))
 		return stream.ErrServerClosed
 	}
 	c, err := l.add(n)
 	if err != nil {
 		poll.Close(n.fd) // the other server still has it
 		l.drop(c)
-		s.leave(n.id, sourceOf(n.peer.Addr))
+		s.leave(n.id, acl.Source(n.peer.Addr))
 		return err
 	}
 	l.restore(c, &was)

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -70,9 +71,9 @@ type Server struct {
 	acceptors []*acceptor
 	where     map[uint64]place // the connections by id
 	unplaced  int              // those of them that have no place yet
-	perSource map[source]int
-	bucket    bucket
-	pause     backoff
+	perSource map[netip.Addr]int
+	bucket    quota.Bucket
+	pause     quota.Backoff
 	pauseEnds int64
 	errors    quota.PerSecond
 	tellLater *time.Timer // says how many errors were only counted
@@ -153,9 +154,9 @@ func (s *Server) init() error {
 	s.epoch = time.Now()
 	s.perConn = s.Options.PerConn()
 	s.where = make(map[uint64]place)
-	s.perSource = make(map[source]int)
+	s.perSource = make(map[netip.Addr]int)
 	s.ended = make(chan struct{})
-	s.pause = backoff{min: 5 * time.Millisecond, max: time.Second}
+	s.pause = quota.Backoff{Min: 5 * time.Millisecond, Max: time.Second}
 	s.tellLater = time.AfterFunc(time.Hour, s.recordKeptBack)
 	s.tellLater.Stop()
 	if s.limits.Load() == nil {
