@@ -14,79 +14,156 @@
 package relay
 
 import (
-	"context"
-	"crypto/tls"
-	"net/netip"
+	"cmp"
+	"errors"
+	"maps"
+	"sync"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/relay/faults"
+	"github.com/fivetuple/fivetuple/dial"
 	"github.com/fivetuple/fivetuple/relay/sessions"
 	"github.com/fivetuple/fivetuple/relay/splice"
 	"github.com/fivetuple/fivetuple/relay/upstream"
-	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
-	"github.com/fivetuple/fivetuple/stream"
 )
 
-// Config is a rule: where what comes goes on to. The zero value of a field is
-// its default.
-type Config struct {
-	Targets  []fivetuple.Endpoint // tcp, tls or unix for streams, udp for datagrams
-	Policy   upstream.Policy      // how they are chosen
-	Check    upstream.Check       // active checks; default none
-	MaxFails int                  // failures in a row after which an address is left out for FailFor; default 3, below 0 never
-	FailFor  time.Duration        // default 10 s
-	// Names are the targets for clients that ask for a name in TLS, which is not
-	// decrypted: "a.example", "*.example". All others go to Targets, if there are any.
-	Names map[string][]fivetuple.Endpoint
-	// Listen is where the rule listens. Of a range of ports, the first belongs to the targets' port.
-	Listen fivetuple.Endpoint
-
-	ConnectTimeout time.Duration    // of each address; default 5 s
-	HalfClosed     time.Duration    // how long a stream may go on in one direction alone; default 60 s
-	ProxyVersion   int              // of the PROXY protocol header that is sent first: 1, 2 or, for none, 0
-	Source         netip.AddrPort   // to connect from
-	Interface      string           // to connect through
-	Transparent    bool             // connect from the client's own address
-	Options        sockopt.Settings // of the sockets to targets
-	TLS            *tls.Config      // of targets that are tls; nil verifies with the system's roots
-	Rate           int64            // bytes per second of a connection in each direction; 0 is no limit
-	FirstReply     time.Duration    // how long a UDP session waits for the first reply; default 30 s
-	Idle           time.Duration    // how long a UDP session that had one may be silent; default 180 s
-	Faults         faults.Config
-}
+// Defaults of a [Config].
+const (
+	DefaultConnectTimeout = 5 * time.Second
+	DefaultHalfClosed     = 60 * time.Second
+	DefaultFirstReply     = 30 * time.Second
+	DefaultIdle           = 180 * time.Second
+	helloTimeout          = 5 * time.Second
+)
 
 // Options of a Relay: who is told what happens.
 type Options struct {
-	Service string
-	Sink    stats.Sink
+	Service string     // its name in events
+	Sink    stats.Sink // nil discards them
 }
 
-// Check refuses what does not go together. terminates says that TLS ends here.
-func (c *Config) CheckFor(listen fivetuple.Endpoint, terminates bool) error { return nil }
+// Relay is a rule at work. Make one with [New].
+type Relay struct {
+	options Options
 
-// Splices says whether event loops can carry what comes from a listener on
-// a network.
-func (c *Config) Splices(listen fivetuple.Network) bool { return false }
+	mu     sync.Mutex
+	config Config
+	pool   *upstream.Pool            // nil: only names
+	names  map[string]*upstream.Pool // by server name; never changed, but replaced
 
-// Relay is a rule at work. Make one with New.
-type Relay struct{}
+	flows flows
+}
 
-// New begins to resolve names and to check targets. It fails only for a rule that cannot work.
-func New(c Config, o Options) (*Relay, error) { return &Relay{}, nil }
+// New begins to resolve names and to check targets. It fails only for a rule that
+// cannot work.
+func New(c Config, o Options) (*Relay, error) {
+	r := &Relay{options: o}
+	if err := r.Set(c); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
 
-// Set changes the rule, for connections from now on. Routes are to be asked for again.
-func (r *Relay) Set(c Config) error { return nil }
+// Set changes the rule, for connections from now on; targets that stay keep what is
+// known of them. Routes are to be asked for again. After an error the rule is as it was.
+func (r *Relay) Set(c Config) error {
+	c.Targets = c.firstPorts(c.Targets)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pool, err := r.pooled(r.pool, c.Targets, &c)
+	if err != nil {
+		return err
+	}
+	names := make(map[string]*upstream.Pool, len(c.Names))
+	for name, targets := range c.Names {
+		p, perr := r.pooled(r.names[name], c.firstPorts(targets), &c)
+		if perr != nil {
+			return errors.Join(perr, r.undo(pool, names))
+		}
+		names[name] = p
+	}
+	was, wasNames := r.pool, maps.Clone(r.names)
+	r.config, r.pool, r.names = c, pool, names
+	if was != nil && was != pool {
+		was.Close()
+	}
+	for name, p := range wasNames {
+		if names[name] != p {
+			p.Close()
+		}
+	}
+	return nil
+}
+
+// undo closes the pools that were made for a rule that cannot work.
+func (r *Relay) undo(pool *upstream.Pool, names map[string]*upstream.Pool) error {
+	if pool != nil && pool != r.pool {
+		pool.Close()
+	}
+	for name, p := range names {
+		if p != r.names[name] {
+			p.Close()
+		}
+	}
+	return nil
+}
+
+// pooled is the pool for targets: the one there is, changed, or a new one.
+func (r *Relay) pooled(p *upstream.Pool, targets []fivetuple.Endpoint, c *Config) (*upstream.Pool, error) {
+	if len(targets) == 0 {
+		return nil, nil
+	}
+	u := upstream.Config{
+		Targets: targets, Policy: c.Policy, Check: c.Check, MaxFails: c.MaxFails, FailFor: c.FailFor,
+		Dialer:  dial.Dialer{Options: c.Options, Interface: c.Interface, TLS: c.TLS},
+		Service: r.options.Service, Sink: r.options.Sink,
+	}
+	if !c.Transparent {
+		u.Dialer.Source = c.Source
+	}
+	if p != nil {
+		return p, p.Set(u)
+	}
+	return upstream.New(u)
+}
 
 // Close ends checks and lookups.
-func (r *Relay) Close() {}
+func (r *Relay) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pool != nil {
+		r.pool.Close()
+	}
+	for _, p := range r.names {
+		p.Close()
+	}
+}
 
 // Streams is the route for a splice.Server.
-func (r *Relay) Streams() splice.Route { return splice.Route{} }
+func (r *Relay) Streams() splice.Route {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := &r.config
+	route := splice.Route{
+		Pool: r.pool, HelloTimeout: helloTimeout, FirstPort: c.firstPort(),
+		ConnectTimeout: cmp.Or(c.ConnectTimeout, DefaultConnectTimeout), HalfClosed: cmp.Or(c.HalfClosed, DefaultHalfClosed),
+		ProxyVersion: c.ProxyVersion, Source: c.Source, Interface: c.Interface, Transparent: c.Transparent, Options: c.Options, Rate: c.Rate,
+	}
+	if len(r.names) > 0 {
+		route.Names = r.names
+	}
+	return route
+}
 
 // Datagrams is the route for a sessions.Server.
-func (r *Relay) Datagrams() sessions.Route { return sessions.Route{} }
-
-// ServeConn relays one connection, and returns when both directions have ended. It implements stream.Handler.
-func (r *Relay) ServeConn(ctx context.Context, c *stream.Conn) error { return nil }
+func (r *Relay) Datagrams() sessions.Route {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := &r.config
+	return sessions.Route{
+		Pool: r.pool, FirstPort: c.firstPort(), Source: c.Source, Interface: c.Interface, Transparent: c.Transparent,
+		Options: c.Options, Faults: c.Faults, Rate: c.Rate,
+	}
+}

@@ -1,0 +1,282 @@
+package relay
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/dial"
+	"github.com/fivetuple/fivetuple/internal/proxyheader"
+	"github.com/fivetuple/fivetuple/relay/faults"
+	"github.com/fivetuple/fivetuple/relay/upstream"
+	"github.com/fivetuple/fivetuple/secure"
+	"github.com/fivetuple/fivetuple/sockopt"
+	"github.com/fivetuple/fivetuple/stats"
+	"github.com/fivetuple/fivetuple/stream"
+)
+
+// ServeConn relays one connection, and returns when both directions have ended. It
+// implements [stream.Handler].
+func (r *Relay) ServeConn(ctx context.Context, c *stream.Conn) error {
+	r.mu.Lock()
+	config, pool, names := r.config, r.pool, r.names
+	r.mu.Unlock()
+	f := &flow{relay: r, config: &config, client: c, from: c, began: time.Now()}
+	if len(names) > 0 {
+		name, err := f.serverName()
+		if err != nil {
+			return err
+		}
+		pool = poolFor(name, names, pool)
+		if pool == nil {
+			f.reset()
+			return fmt.Errorf("no target for the server name %q", name)
+		}
+	}
+	if err := f.connect(ctx, pool); err != nil {
+		if ctx.Err() == nil {
+			f.reset() // as a refused connection, not as an answer of no bytes
+		}
+		return err
+	}
+	defer f.address.Closed()
+	r.flows.add(f)
+	defer r.flows.remove(f)
+	return f.run(ctx)
+}
+
+// poolFor finds the pool of a server name: its own, that of its longest wildcard, or
+// that of all others.
+func poolFor(name string, names map[string]*upstream.Pool, others *upstream.Pool) *upstream.Pool {
+	if p := names[name]; p != nil {
+		return p
+	}
+	for rest := name; ; {
+		_, parent, ok := strings.Cut(rest, ".")
+		if !ok {
+			return others
+		}
+		if p := names["*."+parent]; p != nil {
+			return p
+		}
+		rest = parent
+	}
+}
+
+// serverName is the name that the client asks for in TLS; "" if none. What had to be
+// read for it is read again by whoever reads from.
+func (f *flow) serverName() (string, error) {
+	if state, ok := f.client.TLS(); ok {
+		return strings.ToLower(state.ServerName), nil
+	}
+	f.client.SetReadDeadline(time.Now().Add(helloTimeout))
+	defer f.client.SetReadDeadline(time.Time{})
+	var got []byte
+	b := make([]byte, 4096)
+	for {
+		n, err := f.client.Read(b)
+		got = append(got, b[:n]...)
+		f.from = io.MultiReader(bytes.NewReader(got), f.client)
+		name, short := secure.ServerName(got)
+		switch {
+		case short == nil:
+			return name, nil
+		case !errors.Is(short, secure.ErrShort), errors.Is(err, io.EOF):
+			return "", nil // not TLS, or not the whole of it: for whoever takes all others
+		case err != nil:
+			return "", fmt.Errorf("wait for the server name in the client's TLS greeting: %w", err)
+		}
+	}
+}
+
+// connect tries the addresses of the pool until one takes the connection.
+func (f *flow) connect(ctx context.Context, pool *upstream.Pool) error {
+	client := f.client.Tuple().Remote.AddrPort
+	var failed []error
+	for way := pool.Choose(client.Addr()); ; {
+		a, ok := way.Next()
+		if !ok {
+			break
+		}
+		nc, err := f.dial(ctx, a)
+		if err == nil {
+			a.Opened()
+			f.address, f.target = a, nc
+			f.record(stats.Connect, nil)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		a.Failed(err)
+		failed = append(failed, err)
+	}
+	err := errors.Join(failed...)
+	if len(failed) == 0 {
+		err = cmp.Or(pool.Err(), errors.New("no target has an address"))
+	}
+	f.record(stats.Error, err)
+	return err
+}
+
+// dial connects to an address and says first what is to be said there.
+func (f *flow) dial(ctx context.Context, a *upstream.Address) (net.Conn, error) {
+	c := f.config
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.ConnectTimeout, DefaultConnectTimeout))
+	defer cancel()
+	client, local := f.client.Tuple().Remote.AddrPort, f.client.Tuple().Local.AddrPort
+	e := fivetuple.Endpoint{Network: fivetuple.Unix, Path: a.Path}
+	d := dial.Dialer{Options: c.Options, Interface: c.Interface}
+	if a.Path == "" {
+		port := a.Addr.Port()
+		if first := c.firstPort(); first != 0 {
+			port += local.Port() - first
+		}
+		ip := a.Addr.Addr()
+		e = fivetuple.Endpoint{Network: fivetuple.TCP, Host: ip.WithZone("").String(), Zone: ip.Zone(), Ports: fivetuple.PortRange{First: port, Last: port}}
+		d.Source = c.Source
+		if c.Transparent {
+			transparent, err := sockopt.Parse("transparent")
+			if err != nil {
+				return nil, err
+			}
+			d.Source, d.Options = client, append(sockopt.Settings{transparent}, d.Options...)
+		}
+	}
+	nc, err := d.Dial(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	if c.ProxyVersion != 0 {
+		deadline, _ := ctx.Deadline()
+		nc.SetWriteDeadline(deadline)
+		_, err = nc.Write(proxyheader.Append(nil, c.ProxyVersion, client, local))
+		nc.SetWriteDeadline(time.Time{})
+	}
+	if err == nil && a.Target.Network == fivetuple.TLS {
+		return f.secure(ctx, nc, a)
+	}
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("connect to %s: %w", e, err)
+	}
+	return nc, nil
+}
+
+// secure speaks TLS with the target, whose name is the one of the rule.
+func (f *flow) secure(ctx context.Context, nc net.Conn, a *upstream.Address) (net.Conn, error) {
+	t := &tls.Config{}
+	if f.config.TLS != nil {
+		t = f.config.TLS.Clone()
+	}
+	t.ServerName = cmp.Or(t.ServerName, a.Target.Host, "localhost")
+	secured, err := secure.Connect(ctx, nc, t)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", a.Target, err)
+	}
+	return secured, nil
+}
+
+func (f *flow) record(kind stats.Kind, err error) {
+	if f.relay.options.Sink == nil {
+		return
+	}
+	e := stats.Event{Time: time.Now(), Kind: kind, Service: f.relay.options.Service, Conn: f.client.ID(), Tuple: f.client.Tuple()}
+	if f.target != nil {
+		e.Tuple = fivetuple.TupleOf(networkOf(f.target), f.target)
+	}
+	if err != nil {
+		e.Err = err.Error()
+	}
+	f.relay.options.Sink.Record(e)
+}
+
+func networkOf(nc net.Conn) fivetuple.Network {
+	if nc.LocalAddr().Network() == "unix" {
+		return fivetuple.Unix
+	}
+	return fivetuple.TCP
+}
+
+// reset makes the end of the client's connection a reset, if it is TCP.
+func (f *flow) reset() { resetConn(f.client) }
+
+func resetConn(c net.Conn) {
+	nc := secure.NetConn(c)
+	if tc, ok := nc.(*net.TCPConn); ok {
+		tc.SetLinger(0)
+	}
+	nc.Close()
+}
+
+// run copies both ways.
+func (f *flow) run(ctx context.Context) error {
+	ctx, done := context.WithCancel(ctx)
+	stop := context.AfterFunc(ctx, func() { f.target.SetDeadline(time.Unix(1, 0)) }) // the client's connection is closed by then
+	var halves sync.WaitGroup
+	line := f.config.Faults
+	line.Bandwidth = least(line.Bandwidth, f.config.Rate)
+	id := f.client.ID()
+	errs := make(chan error, 2)
+	pass := func(d *direction, to net.Conn, from io.Reader, way faults.Direction) {
+		err := f.pass(ctx, d, to, from, line.Line(id, way))
+		if err == nil {
+			halves.Go(func() { f.boundHalf(ctx) })
+		}
+		errs <- err
+	}
+	go pass(&f.up, f.target, f.from, faults.Up)
+	pass(&f.down, f.client, f.target, faults.Down)
+	err := cmp.Or(<-errs, <-errs)
+	stop()
+	done()
+	halves.Wait()
+	f.target.Close()
+	return cmp.Or(err, io.EOF)
+}
+
+// pass copies one direction to its end, which it passes on. After an error both
+// connections are reset, which ends the other direction; unless this side ended them.
+func (f *flow) pass(ctx context.Context, d *direction, to net.Conn, from io.Reader, line *faults.Line) error {
+	_, err := faults.Copy(&counted{to, f, d}, from, line)
+	if err == nil {
+		err = closeWrite(to)
+	}
+	d.over.Store(true)
+	if err != nil && ctx.Err() == nil {
+		resetConn(f.target)
+		f.reset()
+	}
+	return err
+}
+
+// least is the smaller of two rates of which 0 is none.
+func least(a, b int64) int64 {
+	if a == 0 || b == 0 {
+		return a + b
+	}
+	return min(a, b)
+}
+
+func closeWrite(c net.Conn) error {
+	w, ok := c.(interface{ CloseWrite() error })
+	if !ok {
+		return nil
+	}
+	err := w.CloseWrite()
+	if errors.Is(err, syscall.ENOTCONN) {
+		return nil // it is gone, as reading it tells
+	}
+	return err
+}
