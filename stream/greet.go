@@ -1,8 +1,6 @@
 package stream
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -13,10 +11,9 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/pires/go-proxyproto"
-
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/internal/acl"
+	"github.com/fivetuple/fivetuple/internal/proxyheader"
 	"github.com/fivetuple/fivetuple/secure"
 )
 
@@ -59,101 +56,32 @@ func (c *Conn) TLS() (tls.ConnectionState, bool) {
 	return t.ConnectionState(), true
 }
 
-// introduce reads the header that a proxy sends first and takes on the client
-// that it names.
+// introduce reads the header that a proxy sends first, and not a byte more, and
+// takes on the client that it names.
 func (c *Conn) introduce() error {
-	c.raw.SetReadDeadline(time.Now().Add(cmp.Or(c.server.HeaderTimeout, DefaultHeaderTimeout)))
-	b, err := readProxyHeader(c.raw)
+	timeout := cmp.Or(c.server.HeaderTimeout, DefaultHeaderTimeout)
+	c.raw.SetReadDeadline(time.Now().Add(timeout))
+	h, b, err := proxyheader.Read(c.raw)
 	c.raw.SetReadDeadline(time.Time{})
 	switch {
-	case err != nil && len(b) == 0 && !isTimeout(err):
-		return errNoHeader
 	case isTimeout(err):
-		return fmt.Errorf("no PROXY header within %v, as the source is one of the proxies; got %s", cmp.Or(c.server.HeaderTimeout, DefaultHeaderTimeout), quote(b))
+		return fmt.Errorf("no PROXY header within %v, as the source is one of the proxies; got %s", timeout, quote(b))
+	case err != nil && len(b) == 0:
+		return errNoHeader
 	case err != nil:
-		return fmt.Errorf("%w; got %s", err, quote(b))
-	}
-	h, err := proxyproto.Read(bufio.NewReader(bytes.NewReader(b)))
-	if err != nil {
-		return fmt.Errorf("%w: %w; got %s", errProxyHeader, err, quote(b))
-	}
-	if h.Command.IsLocal() { // the proxy speaks for itself
+		return fmt.Errorf("not a PROXY header, which the source must send as it is one of the proxies: %w; got %s", err, quote(b))
+	case h.Local:
 		return nil
 	}
-	client, _, ok := h.TCPAddrs()
-	if !ok {
-		return fmt.Errorf("%w: it names no TCP client but %v", errProxyHeader, h.SourceAddr)
-	}
-	c.client = client
-	c.tuple.Remote = fivetuple.AddressOf(client)
-	c.source = acl.Source(c.tuple.Remote.AddrPort)
+	c.client = net.TCPAddrFromAddrPort(h.Client)
+	c.tuple.Remote = fivetuple.IPAddress(h.Client)
+	c.source = acl.Source(h.Client)
 	return nil
 }
 
 // errNoHeader is a proxy that went away without a byte: it looks whether the
 // server is alive.
 var errNoHeader = errors.New("no PROXY header")
-
-var errProxyHeader = errors.New("not a PROXY header, which the source must send as it is one of the proxies")
-
-// maxProxyHeader is the longest line of version 1; of version 2 it is the most
-// that follows the first 16 bytes, of 65535 that could.
-const (
-	maxProxyLine   = 107
-	maxProxyHeader = 4096
-)
-
-// readProxyHeader reads a header as the PROXY protocol's sections 2.1 and 2.2
-// have it, and not a byte more: what follows is read by TLS or by a command. It
-// returns what came with an error, too.
-func readProxyHeader(r io.Reader) ([]byte, error) {
-	v1, v2 := proxyproto.SIGV1, proxyproto.SIGV2
-	b := make([]byte, 0, 128)
-	more := func(most int) error { // a single read
-		n, err := r.Read(b[len(b) : len(b)+most])
-		b = b[:len(b)+n]
-		if n > 0 {
-			return nil
-		}
-		return cmp.Or(err, io.ErrNoProgress)
-	}
-	for len(b) < len(v2) { // version 1 is longer than that, too
-		if err := more(len(v2) - len(b)); err != nil {
-			return b, err
-		}
-		if !bytes.HasPrefix(v2, b) && !bytes.HasPrefix(v1, b[:min(len(b), len(v1))]) {
-			return b, errProxyHeader
-		}
-	}
-	if bytes.HasPrefix(b, v1) {
-		for b[len(b)-1] != '\n' {
-			if len(b) == maxProxyLine {
-				return b, errProxyHeader
-			}
-			if err := more(1); err != nil {
-				return b, err
-			}
-		}
-		return b, nil
-	}
-	const fixed = 16
-	for len(b) < fixed {
-		if err := more(fixed - len(b)); err != nil {
-			return b, err
-		}
-	}
-	length := int(b[14])<<8 | int(b[15])
-	if length > maxProxyHeader {
-		return b, fmt.Errorf("%w: it says to be %d bytes long, over %d", errProxyHeader, fixed+length, fixed+maxProxyHeader)
-	}
-	b = append(make([]byte, 0, fixed+length), b...)
-	for len(b) < fixed+length {
-		if err := more(fixed + length - len(b)); err != nil {
-			return b, err
-		}
-	}
-	return b, nil
-}
 
 // quote shows the beginning of what a peer sent.
 func quote(b []byte) string {

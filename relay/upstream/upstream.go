@@ -6,26 +6,54 @@
 //	...
 //	for way := p.Choose(client); ; {
 //		a, ok := way.Next()
+//		if !ok {
+//			return p.Err()
+//		}
+//		conn, err := connect(a)
+//		if err != nil {
+//			a.Failed(err)
+//			continue
+//		}
+//		a.Opened()
+//		defer a.Closed()
 //		...
 //	}
 //
 // Choosing never waits: names are resolved, and addresses checked, in the
-// background. It stands on Go's resolver and package dial and works everywhere.
+// background. It stands on Go's own resolver, to whose conversation with the name
+// servers it listens for the time to live of the answers, and on package dial. It
+// works everywhere.
 package upstream
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"net/netip"
+	"net"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/dial"
 	"github.com/fivetuple/fivetuple/stats"
 )
+
+// Defaults of a [Config] and a [Check].
+const (
+	DefaultMaxFails     = 3
+	DefaultFailFor      = 10 * time.Second
+	DefaultRefresh      = 30 * time.Second
+	DefaultCheckTimeout = 5 * time.Second
+	DefaultRise         = 2
+	DefaultFall         = 3
+)
+
+const maxFailFor = 24 * time.Hour
+
+// MaxAddresses is how many addresses a pool has at most. Each target may have an
+// equal part of them; of a name with more addresses the lowest are used.
+const MaxAddresses = 256
 
 // Policy is how connections are spread over addresses.
 type Policy uint8
@@ -40,7 +68,12 @@ const (
 var policyNames = [...]string{"round-robin", "least-connections", "source-hash"}
 
 // String returns "round-robin", "least-connections" or "source-hash".
-func (p Policy) String() string { return policyNames[p] }
+func (p Policy) String() string {
+	if int(p) < len(policyNames) {
+		return policyNames[p]
+	}
+	return fmt.Sprintf("policy(%d)", uint8(p))
+}
 
 // Set parses the name of a policy.
 func (p *Policy) Set(s string) error {
@@ -55,7 +88,9 @@ func (p *Policy) Set(s string) error {
 // Type implements pflag.Value.
 func (p *Policy) Type() string { return "policy" }
 
-// Check is an active check of an address: connecting to it. The zero value is none.
+// Check is an active check of an address: connecting to it, and for a tls target
+// the handshake. The zero value is none. A UDP target cannot be checked, since
+// nobody answers a connection there.
 type Check struct {
 	Interval time.Duration // between two checks; 0 is none
 	Timeout  time.Duration // of one; default the smaller of Interval and 5 s
@@ -65,105 +100,90 @@ type Check struct {
 
 // Config of a Pool.
 type Config struct {
-	Targets []fivetuple.Endpoint // tcp, tcp4, tcp6, tls, unix, udp, udp4 or udp6; at least one
+	// Targets are tcp, tcp4, tcp6, tls and unix, or udp, udp4 and udp6; at least one, at
+	// most MaxAddresses. Without a host they are on the loopback, 127.0.0.1, or ::1 for
+	// tcp6 and udp6. Of a range of ports the first counts.
+	Targets []fivetuple.Endpoint
 	Policy  Policy
 	Check   Check
 	// MaxFails is after how many failures in a row an address is left out for
-	// FailFor; default 3, below 0 never. FailFor defaults to 10 s.
+	// FailFor; default 3, below 0 never. FailFor defaults to 10 s and is at most a day; it doubles up to
+	// ten times that for an address that fails again when it is tried after it.
 	MaxFails int
 	FailFor  time.Duration
 	// Refresh is how long addresses are used that came without a time to live,
 	// as from /etc/hosts; default 30 s.
 	Refresh time.Duration
 	Dialer  dial.Dialer // makes the active checks
+	// DNS connects to a name server, as the Dial of a [net.Resolver] does: a connection
+	// that is no [net.PacketConn] has the framing of TCP. Nil is a [net.Dialer]'s.
+	DNS func(ctx context.Context, network, address string) (net.Conn, error)
 	// Service and Sink are for Error events: what goes bad and comes back, names that do not resolve.
 	Service string
 	Sink    stats.Sink
 }
 
-// Pool is the targets of one rule.
-type Pool struct {
-	addresses []*Address
-	next      atomic.Uint64
+// withDefaults fills in what was left out.
+func (c Config) withDefaults() Config {
+	set(&c.MaxFails, DefaultMaxFails)
+	set(&c.FailFor, DefaultFailFor)
+	set(&c.Refresh, DefaultRefresh)
+	set(&c.Check.Timeout, min(c.Check.Interval, DefaultCheckTimeout))
+	set(&c.Check.Rise, DefaultRise)
+	set(&c.Check.Fall, DefaultFall)
+	if c.DNS == nil {
+		c.DNS = new(net.Dialer).DialContext
+	}
+	return c
 }
 
-// New begins to resolve and to check. It fails only for a configuration that cannot work.
-func New(c Config) (*Pool, error) {
-	if len(c.Targets) == 0 {
-		return nil, errors.New("no target")
+func set[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
 	}
-	p := &Pool{}
-	for _, t := range c.Targets {
-		a := &Address{Target: t}
-		if ip, ok := t.Addr(); ok {
-			a.Addr = netip.AddrPortFrom(ip, t.Ports.First)
-		} else if t.Network.IsIP() {
-			a.Addr = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), t.Ports.First)
-		} else {
-			a.Path = t.Path
+}
+
+// validate refuses what cannot work.
+func (c *Config) validate() error {
+	switch {
+	case len(c.Targets) == 0:
+		return errors.New("no target")
+	case len(c.Targets) > MaxAddresses:
+		return fmt.Errorf("%d targets: there may be %d", len(c.Targets), MaxAddresses)
+	case int(c.Policy) >= len(policyNames):
+		return fmt.Errorf("unknown %s", c.Policy)
+	case c.FailFor < 0 || c.FailFor > maxFailFor:
+		return fmt.Errorf("leaving an address out for %v: want a time of at most %v, or 0 for the default", c.FailFor, maxFailFor)
+	case c.Refresh < 0:
+		return fmt.Errorf("a refresh after %v: want a time above zero, or 0 for the default", c.Refresh)
+	case c.Check.Interval < 0 || c.Check.Timeout < 0 || c.Check.Rise < 0 || c.Check.Fall < 0:
+		return errors.New("a check has times and counts above zero, or 0 for the default")
+	}
+	for _, e := range c.Targets {
+		if err := validateTarget(e); err != nil {
+			return fmt.Errorf("target %s: %w", e, err)
 		}
-		p.addresses = append(p.addresses, a)
-	}
-	return p, nil
-}
-
-// Close ends checks and lookups. The Pool may still be used.
-func (p *Pool) Close() {}
-
-// Address is one place that a target stands for.
-type Address struct {
-	Target fivetuple.Endpoint // as the rule names it
-	Addr   netip.AddrPort     // zero for a Unix socket
-	Path   string             // of a Unix socket, or "@name"
-
-	conns atomic.Int64
-}
-
-// Opened counts a connection that is established, which is a success, too.
-func (a *Address) Opened() { a.conns.Add(1) }
-
-// Closed counts the end of one that was opened.
-func (a *Address) Closed() { a.conns.Add(-1) }
-
-// Failed says that the address did not take a connection.
-func (a *Address) Failed(err error) {}
-
-// Conns is how many connections were opened and not yet closed.
-func (a *Address) Conns() int { return int(a.conns.Load()) }
-
-// Choice is the way of one connection through the addresses of a pool.
-type Choice struct {
-	pool  *Pool
-	first uint64
-	tried int
-}
-
-// Choose begins with the best address for a client. It does not wait and allocates nothing.
-func (p *Pool) Choose(client netip.Addr) Choice {
-	return Choice{pool: p, first: p.next.Add(1) - 1}
-}
-
-// Next is the next address to try: each once, those that work first. It is false when none is left.
-func (c *Choice) Next() (*Address, bool) {
-	n := len(c.pool.addresses)
-	if c.tried >= n {
-		return nil, false
-	}
-	a := c.pool.addresses[(c.first+uint64(c.tried))%uint64(n)]
-	c.tried++
-	return a, true
-}
-
-// Err says why there is no address at all: names that do not resolve. It is nil if there is one.
-func (p *Pool) Err() error { return nil }
-
-// Find returns the address that a connection taken over from elsewhere goes to,
-// which may be none of the targets any more; it is never nil.
-func (p *Pool) Find(addr netip.AddrPort, path string) *Address {
-	for _, a := range p.addresses {
-		if a.Addr == addr && a.Path == path {
-			return a
+		if e.Network.IsDatagram() != c.Targets[0].Network.IsDatagram() {
+			return fmt.Errorf("the targets %s and %s do not go together: one takes streams, the other datagrams", c.Targets[0], e)
+		}
+		if e.Network.IsDatagram() && c.Check.Interval > 0 {
+			return fmt.Errorf("target %s: a check connects, which nobody answers over UDP: leave the check out; an address that refuses datagrams is left out anyway", e)
 		}
 	}
-	return &Address{Addr: addr, Path: path}
+	return nil
+}
+
+func validateTarget(e fivetuple.Endpoint) error {
+	switch {
+	case e.Network == fivetuple.Unix && e.Path != "":
+		return nil
+	case !e.Network.IsIP():
+		return errors.New("connections go on to tcp, tls, udp and unix")
+	case e.Service == "" && e.Ports.First == 0:
+		return errors.New("port 0 cannot be connected to")
+	case e.Service == "" && e.Ports.Last < e.Ports.First:
+		return fmt.Errorf("the port range %s runs backwards", e.Ports)
+	}
+	return nil
 }
