@@ -37,15 +37,28 @@ type Config struct {
 // Service is one thing that listens.
 type Service struct {
 	Name    string   `yaml:"name"`    // in logs and in the history; default KIND-LISTEN
-	Listen  Endpoint `yaml:"listen"`  // required
-	Kind    string   `yaml:"kind"`    // of the built-in handlers; default echo
+	Listen  Endpoint `yaml:"listen"`  // required; of the kind forward it may be a range of ports
+	Kind    string   `yaml:"kind"`    // of the built-in handlers, or forward; default echo
 	Options []Option `yaml:"options"` // socket options, each name=value
 	Limits  Limits   `yaml:"limits"`
 	Allow   []Prefix `yaml:"allow"` // the only sources served, if any are given
 	Deny    []Prefix `yaml:"deny"`  // sources not served
 	Mode    Mode     `yaml:"mode"`  // permissions of a Unix socket's path; default 0600
+	TLS     TLS      `yaml:"tls"`   // of listen: tls://
+	// AcceptProxy lists the sources that name their client by the PROXY protocol,
+	// version 1 or 2, and must.
+	AcceptProxy []Prefix `yaml:"accept_proxy"`
+
+	Forward `yaml:",inline"` // of the kind forward
 
 	line int // in the configuration file, for errors
+}
+
+// TLS is spoken with clients. The files are in PEM, and are read again when they change.
+type TLS struct {
+	Cert     string `yaml:"cert"`      // the certificate, first, and its intermediates
+	Key      string `yaml:"key"`       // its key; default: it is in the file of cert
+	ClientCA string `yaml:"client_ca"` // clients must have a certificate of one of these authorities
 }
 
 // Limits of one service. Zero is the default; "off", where it is taken, no limit.
@@ -53,11 +66,14 @@ type Limits struct {
 	Connections Count    `yaml:"connections"` // at once; default what the descriptor limit allows
 	PerSource   Count    `yaml:"per_source"`  // of them from one address; default off, or three quarters of the default of connections
 	AcceptRate  Count    `yaml:"accept_rate"` // connections per second; default off
-	Idle        Duration `yaml:"idle"`        // without a byte moved; default 10 minutes
+	Idle        Duration `yaml:"idle"`        // without a byte moved; default 10 minutes, of the kind forward one hour
 	FirstByte   Duration `yaml:"first_byte"`  // until the client sends something; default off
 	WriteQueue  Size     `yaml:"write_queue"` // waiting for one slow client; default 256 KiB
 	// Of UDP services: Connections is how many peers are tracked, default 4096,
-	// and Idle how long one is remembered, default one minute.
+	// and Idle how long one is remembered, default one minute. Of the kind forward
+	// they are sessions: Connections of them at once, of which a new one ends the
+	// one that was used least recently, AcceptRate new ones per second, and Idle,
+	// default 180 s, is how long one that had a reply may be silent.
 	PeerRate Count `yaml:"peer_rate"` // datagrams served in a second from one peer; default off
 }
 
@@ -129,7 +145,10 @@ func readable(err error) error {
 	text = strings.ReplaceAll(text, "\n  ", "\n")
 	text = unknownKey.ReplaceAllStringFunc(text, func(s string) string {
 		m := unknownKey.FindStringSubmatch(s)
-		where := map[string]string{"Service": "a service", "Limits": "limits", "History": "history", "Leases": "leases"}[m[2]]
+		where := map[string]string{
+			"Service": "a service", "Limits": "limits", "History": "history", "Leases": "leases",
+			"TLS": "tls", "Check": "check", "TargetTLS": "target_tls", "Faults": "faults",
+		}[m[2]]
 		if where == "" {
 			where = "a configuration"
 		}
@@ -179,24 +198,39 @@ func (c *Config) check() error {
 		if first, twice := names[s.Name]; twice {
 			bad("another service has this name, at line %d: give one another name", first)
 		}
-		if first, twice := listens[s.Listen.Endpoint]; twice && !s.takesAnyPort() {
+		if first, twice := listens[s.bound()]; twice && !s.takesAnyPort() {
 			bad("another service listens on %s, at line %d", s.Listen, first)
 		}
-		names[s.Name], listens[s.Listen.Endpoint] = s.line, s.line
+		names[s.Name], listens[s.bound()] = s.line, s.line
 	}
 	errs = append(errs, c.checkOverlaps())
 	return errors.Join(errs...)
 }
 
+// bound is the place of the socket: TLS is on TCP.
+func (s *Service) bound() fivetuple.Endpoint {
+	e := s.Listen.Endpoint
+	if e.Network == fivetuple.TLS {
+		e.Network = fivetuple.TCP
+	}
+	return e
+}
+
 // checkOverlaps finds services of which one listens on all addresses and the
-// other on one of them, at the same port.
+// other on one of them, at the same port, and ranges of ports that have some in common.
 func (c *Config) checkOverlaps() error {
-	for _, wide := range c.Services {
-		for _, narrow := range c.Services {
-			w, n := wide.Listen.Endpoint, narrow.Listen.Endpoint
-			if w.Host == fivetuple.AnyHost && n.Host != fivetuple.AnyHost && w.Network == n.Network && w.Zone == n.Zone &&
-				w.Service == n.Service && w.Ports == n.Ports && !wide.takesAnyPort() && w.Network.IsIP() && !wide.reusesPort() {
+	for i, wide := range c.Services {
+		for j, narrow := range c.Services {
+			w, n := wide.bound(), narrow.bound()
+			if w.Network != n.Network || w.Zone != n.Zone || w.Service != n.Service || !w.Network.IsIP() || wide.takesAnyPort() || narrow.takesAnyPort() ||
+				w.Ports.First > n.Ports.Last || n.Ports.First > w.Ports.Last {
+				continue
+			}
+			switch {
+			case w.Host == fivetuple.AnyHost && n.Host != fivetuple.AnyHost && !wide.reusesPort():
 				return fmt.Errorf("services %s and %s overlap: %s is all addresses, %s among them", wide.Name, narrow.Name, w, n)
+			case i < j && w.Host == n.Host && w.Ports != n.Ports:
+				return fmt.Errorf("services %s and %s overlap: %s and %s have ports in common", wide.Name, narrow.Name, w, n)
 			}
 		}
 	}
@@ -230,14 +264,22 @@ func (s *Service) check() error {
 		return errors.New("has no listen: write, for example, listen: 127.0.0.1:8080")
 	case strings.ContainsFunc(s.Name, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return fmt.Errorf("the name %q has a character that does not print", s.Name)
-	case !slices.Contains(served, e.Network.Protocol()) || e.Network == fivetuple.TLS:
-		return fmt.Errorf("cannot listen on %s: this version serves tcp, udp, unix and seqpacket", e)
-	case e.Service == "" && e.Ports.Len() != 1:
+	case !slices.Contains(served, e.Network.Protocol()):
+		return fmt.Errorf("cannot listen on %s: this version serves tcp, tls, udp, unix and seqpacket", e)
+	case e.Network == fivetuple.TLS && s.TLS.Cert == "":
+		return fmt.Errorf("listen %s needs a certificate: write tls: {cert: FILE, key: FILE}", e)
+	case e.Network != fivetuple.TLS && s.TLS != (TLS{}):
+		return fmt.Errorf("tls goes with listen: tls://, not with %s", e)
+	case e.Service == "" && e.Ports.Len() != 1 && s.Kind != kindForward:
 		return fmt.Errorf("listen %s names %d ports: a service takes one", e, e.Ports.Len())
+	case e.Service == "" && e.Ports.Len() != 1 && e.Ports.First == 0:
+		return fmt.Errorf("listen %s: a range of ports begins at 1 or above", e)
 	case s.Mode.FileMode != 0 && !e.Network.IsUnix():
 		return errors.New("mode goes with unix:// and seqpacket:// only")
+	case len(s.AcceptProxy) > 0 && e.Network.IsDatagram():
+		return errors.New("accept_proxy is for streams, not for UDP")
 	}
-	if err := s.Limits.check(e.Network.IsDatagram()); err != nil {
+	if err := s.checkLimits(); err != nil {
 		return err
 	}
 	for _, o := range s.Options {
@@ -245,39 +287,50 @@ func (s *Service) check() error {
 			return fmt.Errorf("option %s is for %s sockets; this one is %s", o.Name, o.Sockets, s.socketKind())
 		}
 	}
+	if s.Kind == kindForward {
+		return s.checkRule()
+	}
+	if keys := s.Forward.given(); len(keys) > 0 {
+		return fmt.Errorf("%s is for kind: forward", keys[0])
+	}
 	kinds := stream.Kinds()
 	if e.Network.IsDatagram() {
 		kinds = datagram.Kinds()
 	}
+	kinds = append(slices.Clip(kinds), kindForward)
 	if !slices.Contains(kinds, s.Kind) {
 		return fmt.Errorf("kind %q is unknown over %s: want one of %s", s.Kind, e.Network, strings.Join(kinds, ", "))
 	}
 	return nil
 }
 
-// check refuses limits that the service's kind of socket does not have.
-func (l Limits) check(datagrams bool) error {
+// checkLimits refuses limits that the service's kind of socket does not have.
+func (s *Service) checkLimits() error {
+	l := s.Limits
 	var none Limits
+	datagrams, forward := s.Listen.Network.IsDatagram(), s.Kind == kindForward
 	for _, limit := range []struct {
-		name    string
-		set     bool
-		ofUDP   bool
-		ofOther bool
+		name   string
+		set    bool
+		has    bool
+		others string
 	}{
-		{"per_source", l.PerSource != none.PerSource, false, true},
-		{"accept_rate", l.AcceptRate != none.AcceptRate, false, true},
-		{"first_byte", l.FirstByte != none.FirstByte, false, true},
-		{"write_queue", l.WriteQueue != none.WriteQueue, false, true},
-		{"peer_rate", l.PeerRate != none.PeerRate, true, false},
-		{"connections: off", l.Connections.isOff(), false, true},
-		{"idle: off", l.Idle.isOff(), false, true},
+		{"per_source", l.PerSource != none.PerSource, !datagrams || forward, "UDP"},
+		{"accept_rate", l.AcceptRate != none.AcceptRate, !datagrams || forward, "UDP"},
+		{"first_byte", l.FirstByte != none.FirstByte, !datagrams, "UDP"},
+		{"write_queue", l.WriteQueue != none.WriteQueue, !datagrams && !forward, "UDP and kind: forward"},
+		{"connections: off", l.Connections.isOff(), !datagrams, "UDP"},
+		{"idle: off", l.Idle.isOff(), !datagrams, "UDP"},
 	} {
 		switch {
-		case limit.set && datagrams && !limit.ofUDP:
+		case limit.set && !limit.has && datagrams && !forward:
 			return fmt.Errorf("limit %s is not for UDP: use connections, idle and peer_rate", limit.name)
-		case limit.set && !datagrams && !limit.ofOther:
-			return fmt.Errorf("limit %s is for UDP alone", limit.name)
+		case limit.set && !limit.has:
+			return fmt.Errorf("limit %s is not for %s", limit.name, limit.others)
 		}
+	}
+	if l.PeerRate != none.PeerRate && (!datagrams || forward) {
+		return errors.New("limit peer_rate is for UDP alone" + map[bool]string{true: ", and not for kind: forward: use accept_rate and rate"}[datagrams])
 	}
 	return nil
 }
@@ -287,8 +340,8 @@ func (s Service) String() string { return fmt.Sprintf("%s on %s", s.Kind, s.List
 
 // sameSocket says whether o can go on with the socket that s has opened.
 func (s Service) sameSocket(o Service) bool {
-	return s.Name == o.Name && s.Kind == o.Kind && s.Listen == o.Listen && s.Mode == o.Mode && slices.EqualFunc(s.Options, o.Options,
-		func(a, b Option) bool { return a.String() == b.String() })
+	return s.Name == o.Name && s.Kind == o.Kind && s.Listen == o.Listen && s.Mode == o.Mode && s.TLS == o.TLS && slices.Equal(s.AcceptProxy, o.AcceptProxy) &&
+		s.splices() == o.splices() && slices.EqualFunc(s.Options, o.Options, func(a, b Option) bool { return a.String() == b.String() })
 }
 
 // Mode is file permissions, written in octal.

@@ -37,7 +37,7 @@ func TestParseConfigReadsEverySetting(t *testing.T) {
 	if got := chat.String(); got != "chat on *:7000" {
 		t.Errorf("got %s", got)
 	}
-	l := streamLimits(chat)
+	l := chat.limits()
 	if l.MaxConns != 100 || l.MaxPerSource != 0 || l.AcceptRate != 50 || l.IdleTimeout != time.Hour || l.FirstByteTimeout != 10*time.Second || l.WriteQueue != 1<<20 {
 		t.Errorf("limits are %+v", l)
 	}
@@ -50,7 +50,7 @@ func TestParseConfigReadsEverySetting(t *testing.T) {
 	if udp := c.Services[1]; udp.Kind != "echo" || udp.Name != "echo-udp://7001" {
 		t.Errorf("defaults of the second are %+v", udp)
 	}
-	if l := datagramLimits(c.Services[1]); l.MaxPeers != 10 || l.PeerTimeout != 5*time.Second || l.PeerRate != 7 {
+	if l := c.Services[1].limits(); l.MaxConns != 10 || l.IdleTimeout != 5*time.Second || c.Services[1].Limits.PeerRate.bound() != 7 {
 		t.Errorf("limits of the second are %+v", l)
 	}
 	if unix := c.Services[2]; unix.Mode.FileMode != 0o660 || unix.Name != "daytime-unix:///run/x.sock" {
@@ -86,7 +86,7 @@ func TestParseConfigNamesTheLineAndTheRemedy(t *testing.T) {
 		{"an option of another kind", "services:\n  - {listen: 'udp://1', options: [nodelay]}\n", "line 2: service echo-udp://1: option nodelay is for tcp sockets"},
 		{"an overlap", "services: [{name: a, listen: 8080}, {name: b, listen: ':8080'}]", "services b and a overlap"},
 		{"unixgram", "services:\n  - listen: unixgram:///a\n", "this version serves"},
-		{"tls", "services:\n  - listen: tls://*:443\n", "this version serves"},
+		{"tls", "services:\n  - listen: tls://*:443\n", "line 2: service echo-tls://*:443: listen tls://*:443 needs a certificate: write tls: {cert: FILE, key: FILE}"},
 		{"a list for a scalar", "services:\n  - listen: [1]\n", "line 2: one value is needed here"},
 		{"a scalar for a list", "services: 8080\n", "line 1: a value of another kind is needed here"},
 		{"two documents", "services: [{listen: 1}]\n---\ndrain: 2s\n", "more than one YAML document"},
@@ -108,10 +108,10 @@ func TestConnectionsOffHasNoLimitForASourceEither(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l := streamLimits(c.Services[0]); l.MaxConns != 0 || l.MaxPerSource != 0 {
+	if l := c.Services[0].limits(); l.MaxConns != 0 || l.MaxPerSource != 0 {
 		t.Errorf("got %+v", l)
 	}
-	if l := streamLimits(Service{}); l.MaxConns < 1 || l.MaxPerSource < 1 || l.MaxPerSource > l.MaxConns {
+	if l := (&Service{}).limits(); l.MaxConns < 1 || l.MaxPerSource < 1 || l.MaxPerSource > l.MaxConns {
 		t.Errorf("the defaults are %+v", l)
 	}
 }
@@ -162,8 +162,8 @@ func FuzzParseConfig(f *testing.F) {
 			return
 		}
 		for _, s := range c.Services {
-			streamLimits(s)
-			datagramLimits(s)
+			s.limits()
+			s.rule()
 		}
 	})
 }

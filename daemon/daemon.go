@@ -2,7 +2,11 @@
 // a lease registry, starts them, records what happens on them, replaces them
 // when the configuration changes, and stops them in order.
 //
-// It stands on the packages stream and datagram and works wherever they do.
+// A service manager can pass sockets ([Options.Sockets]) and be told how things stand
+// ([Notify]); a new process can take over all services from a running one
+// ([Options.Handoff]); what a daemon relays can be asked for ([AskControl]).
+//
+// It stands on package service and works wherever that does.
 package daemon
 
 import (
@@ -15,9 +19,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fivetuple/fivetuple/handoff"
 	"github.com/fivetuple/fivetuple/history"
 	"github.com/fivetuple/fivetuple/port"
 	"github.com/fivetuple/fivetuple/port/lease"
+	"github.com/fivetuple/fivetuple/service"
 	"github.com/fivetuple/fivetuple/stats"
 )
 
@@ -28,11 +34,14 @@ type Daemon struct {
 	names    *port.Names
 	sink     stats.Sink
 	counters stats.Counters
-	history  *history.DB     // nil if none is kept
-	writer   *history.Writer // likewise
+	history  *history.DB      // nil if none is kept
+	writer   *history.Writer  // likewise
+	self     lease.Owner      // this process, where it matters
+	passed   []*passed        // sockets that were open before the start
+	control  *service.Control // nil if no successor can take over
 
-	change  sync.Mutex      // held by Reload and by the beginning of Stop
-	stopped bool            // guarded by change
+	change  sync.Mutex      // held by Reload, by a hand-over, and by the beginning of Stop
+	stopped bool            // nothing is started any more; guarded by change
 	now     context.Context // ends when draining connections are to be reset
 	reset   context.CancelFunc
 
@@ -41,13 +50,15 @@ type Daemon struct {
 	running  map[string]*running       // by service name
 	ids      map[string]*atomic.Uint64 // of connections, by service name: they go on after a reload
 	draining sync.WaitGroup
+	retired  atomic.Int32   // how many services drain though the daemon goes on
+	watching sync.WaitGroup // for services that end by themselves
 
 	// udpPorts are those of the services: what comes from one is not answered, as
 	// two echo services would go on for ever after one forged datagram.
 	udpPorts sync.Map // of uint16
 }
 
-// ErrStopped is what Reload answers after Stop.
+// ErrStopped is what Reload answers after Stop, or when a successor serves.
 var ErrStopped = errors.New("the daemon is stopped")
 
 // Options of a Daemon. The zero value works.
@@ -59,6 +70,18 @@ type Options struct {
 	// HistoryPath is where the history is kept unless the configuration names a
 	// place. Without either none is kept.
 	HistoryPath string
+	// Sockets are open already. Each is used by the service that listens where it
+	// does, and an error at the start if there is none. The files are the daemon's to close.
+	Sockets []service.Socket
+	// Handoff is the path of a control socket. If another daemon of this user
+	// serves there, this one takes over its services: their sockets, leases, and what
+	// event loops serve; connections that have goroutines stay there until they end.
+	// Then, or if there is none, it waits there for its own successor.
+	//
+	// A service is the predecessor's if it has its name, kind and listen; others are
+	// started. One that the predecessor has and this configuration has not is an error
+	// that leaves everything as it was: reload the predecessor first, which drains it.
+	Handoff string
 }
 
 // Start starts every service of the configuration. If one cannot start, those
@@ -66,10 +89,14 @@ type Options struct {
 // port who holds it. A history that cannot be opened is an error too: events
 // would be lost without anyone knowing.
 func Start(ctx context.Context, c Config, o Options) (*Daemon, error) {
+	d := &Daemon{log: o.Log, leases: o.Leases, running: make(map[string]*running), ids: make(map[string]*atomic.Uint64)}
+	for _, s := range o.Sockets {
+		d.passed = append(d.passed, &passed{Socket: s})
+	}
 	if err := c.check(); err != nil {
+		d.closePassed()
 		return nil, err
 	}
-	d := &Daemon{log: o.Log, leases: o.Leases, running: make(map[string]*running), ids: make(map[string]*atomic.Uint64)}
 	d.now, d.reset = context.WithCancel(context.Background())
 	if d.log == nil {
 		d.log = slog.Default()
@@ -83,20 +110,52 @@ func Start(ctx context.Context, c Config, o Options) (*Daemon, error) {
 	}
 	d.names = names
 	if err := d.openHistory(ctx, c.History, o.HistoryPath); err != nil {
+		d.closePassed()
 		return nil, err
 	}
 	d.sink = stats.Tee(&d.counters, stats.SinkFunc(d.logEvent))
 	if d.writer != nil {
 		d.sink = stats.Tee(d.sink, d.writer)
 	}
-	for _, s := range c.Services {
-		if err := d.start(ctx, s); err != nil {
-			d.Stop(canceled())
-			return nil, errors.Join(err, d.Close())
+	if err := d.startAll(ctx, c, o.Handoff); err != nil {
+		d.Stop(canceled())
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// startAll starts every service, or takes it over from the daemon at a path.
+func (d *Daemon) startAll(ctx context.Context, c Config, path string) (err error) {
+	d.config = c
+	var ln *handoff.Listener
+	if path != "" {
+		from, err := service.TakeOver(ctx, path)
+		if err == nil {
+			return d.takeOver(ctx, c, from)
+		}
+		if !errors.Is(err, handoff.ErrNobody) {
+			return err
+		}
+		if ln, err = handoff.Listen(path); err != nil {
+			return err
 		}
 	}
-	d.config = c
-	return d, nil
+	for _, s := range c.Services {
+		if err = d.start(ctx, s); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = d.checkPassed()
+	}
+	if ln == nil {
+		return err
+	}
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	d.control = d.group().Await(ln)
+	return nil
 }
 
 // canceled is a context for stopping what has just begun: nothing to drain.
@@ -147,19 +206,24 @@ func (d *Daemon) isOwnUDP(from netip.AddrPort) bool {
 
 // start starts one service and enters it among those running.
 func (d *Daemon) start(ctx context.Context, s Service) error {
-	r, err := d.open(ctx, s)
+	r, err := d.open(ctx, s, nil)
 	if err != nil {
 		return fmt.Errorf("service %s: %w", s.Name, err)
 	}
+	d.enter(r)
+	return nil
+}
+
+func (d *Daemon) enter(r *running) {
+	s := &r.config
 	d.mu.Lock()
 	d.running[s.Name] = r
 	d.mu.Unlock()
 	d.log.Info("listening", "service", s.Name, "kind", s.Kind, "address", r.address)
-	return nil
 }
 
 // Reload goes over to another configuration. Services whose socket stays the
-// same keep it and their connections and get the new limits; those gone, or
+// same keep it and their connections and get the new limits and rule; those gone, or
 // with another socket, stop listening and drain; new ones start. What fails is
 // in the error, and the rest of the configuration is in force all the same.
 // The settings of the history stay those of the start.
@@ -172,10 +236,10 @@ func (d *Daemon) Reload(ctx context.Context, c Config) error {
 	if d.stopped {
 		return ErrStopped
 	}
-	for _, r := range d.adopt(c) {
+	gone, errs := d.adopt(c)
+	for _, r := range gone {
 		d.retire(r, c.DrainTime())
 	}
-	var errs []error
 	for _, s := range c.Services {
 		if !d.runs(s.Name) {
 			errs = append(errs, d.start(ctx, s))
@@ -185,8 +249,8 @@ func (d *Daemon) Reload(ctx context.Context, c Config) error {
 }
 
 // adopt makes c the configuration, gives the services that stay their new
-// limits, and takes out and returns those that do not.
-func (d *Daemon) adopt(c Config) (gone []*running) {
+// limits and rules, and takes out and returns those that do not.
+func (d *Daemon) adopt(c Config) (gone []*running, errs []error) {
 	wanted := make(map[string]Service)
 	for _, s := range c.Services {
 		wanted[s.Name] = s
@@ -201,11 +265,11 @@ func (d *Daemon) adopt(c Config) (gone []*running) {
 		if s, ok := wanted[name]; !ok || !r.config.sameSocket(s) {
 			gone = append(gone, r)
 			delete(d.running, name)
-		} else {
-			r.setLimits(s)
+		} else if err := r.set(s); err != nil {
+			errs = append(errs, err)
 		}
 	}
-	return gone
+	return gone, errs
 }
 
 func (d *Daemon) runs(name string) bool {
@@ -226,7 +290,9 @@ func (d *Daemon) DrainTime() time.Duration {
 // listen any more, so that its port is free.
 func (d *Daemon) retire(r *running, drain time.Duration) {
 	d.log.Info("stopped listening, draining", "service", r.config.Name)
+	d.retired.Add(1)
 	d.draining.Go(func() {
+		defer d.retired.Add(-1)
 		ctx, cancel := context.WithTimeout(d.now, drain)
 		defer cancel()
 		d.shutdown(ctx, r)
@@ -239,6 +305,11 @@ func (d *Daemon) retire(r *running, drain time.Duration) {
 // all are gone and the history is written.
 func (d *Daemon) Stop(ctx context.Context) {
 	defer context.AfterFunc(ctx, d.reset)()
+	if d.control != nil {
+		if err := d.control.Close(); err != nil {
+			d.log.Warn("control socket", "error", err)
+		}
+	}
 	d.change.Lock()
 	d.stopped = true
 	d.mu.Lock()
@@ -253,6 +324,8 @@ func (d *Daemon) Stop(ctx context.Context) {
 	}
 	d.change.Unlock()
 	d.draining.Wait()
+	d.watching.Wait()
+	d.closePassed()
 	d.reset()
 	if d.writer == nil {
 		return

@@ -6,8 +6,8 @@ import (
 
 	"github.com/fivetuple/fivetuple/history"
 	"github.com/fivetuple/fivetuple/port/lease"
+	"github.com/fivetuple/fivetuple/service"
 	"github.com/fivetuple/fivetuple/stats"
-	"github.com/fivetuple/fivetuple/stream"
 )
 
 // Counters returns the sums of every service since the start.
@@ -27,13 +27,13 @@ func (d *Daemon) Addresses() map[string]string {
 	return all
 }
 
-// Stream returns the server of a running stream service, nil if there is none
+// Stream returns the connections of a running stream service, nil if there is none
 // of that name.
-func (d *Daemon) Stream(name string) *stream.Server {
+func (d *Daemon) Stream(name string) service.Streams {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if r := d.running[name]; r != nil {
-		return r.stream
+		return r.service.Streams()
 	}
 	return nil
 }

@@ -2,68 +2,157 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net"
 	"net/netip"
-	"time"
+	"strings"
 
 	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/datagram"
 	"github.com/fivetuple/fivetuple/port/lease"
+	"github.com/fivetuple/fivetuple/service"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
-	"github.com/fivetuple/fivetuple/stream"
 	"github.com/fivetuple/fivetuple/table"
 )
 
 // running is a service that listens, or drains.
 type running struct {
 	config  Service
+	service *service.Service
 	address string // where it really listens
-	lease   *lease.Lease
-	socket  interface{ Close() error } // the listening socket
-	served  chan struct{}              // closed when the socket is no longer served
-
-	// One of these runs it.
-	stream   *stream.Server
-	datagram *datagram.Server
+	leases  []lease.Lease
+	ports   []uint16 // of a UDP service
+	gone    bool     // to a successor, with the leases
 }
 
-// open opens the socket of a service within the grant of its lease, so that
-// nothing can take the port in between, and serves it.
-func (d *Daemon) open(ctx context.Context, s Service) (*running, error) {
-	e, err := d.resolve(ctx, s.Listen.Endpoint)
+// open opens the sockets of a service, each within the grant of its lease, so that
+// nothing can take the port in between. It is served at once, or what a
+// predecessor has of it when that is taken over.
+func (d *Daemon) open(ctx context.Context, s Service, from *service.Takeover) (*running, error) {
+	r := &running{config: s}
+	c, err := d.configOf(s)
 	if err != nil {
 		return nil, err
 	}
-	r := &running{config: s, served: make(chan struct{})}
-	var start func()
-	if e.Network.IsDatagram() {
-		start, err = r.prepareDatagram(d, s)
-	} else {
-		start, err = r.prepareStream(d, s)
+	c.Bind = func(ctx context.Context, e fivetuple.Endpoint, bind func(context.Context, fivetuple.Endpoint) error) error {
+		return d.leaseAndBind(ctx, r, e, bind)
 	}
-	if err != nil {
+	if c.Sockets, c.Endpoints, err = d.passedTo(ctx, s); err != nil {
 		return nil, err
 	}
-	if e.Network.IsIP() {
-		err = r.leaseAndListen(ctx, d.leases, e)
+	if from != nil {
+		r.service, err = from.Open(ctx, c)
 	} else {
-		err = r.listen(ctx, e)
+		r.service, err = service.Start(ctx, c)
 	}
 	if err != nil {
-		return nil, table.ExplainInUse(ctx, err, e)
+		d.releaseLeases(r)
+		return nil, err
 	}
-	if p := r.udpPort(); p != 0 {
-		d.udpPorts.Store(p, true)
+	r.address = addressOf(r.service)
+	if from == nil {
+		d.begin(ctx, r, 0)
 	}
-	go func() {
-		defer close(r.served)
-		start()
-	}()
 	return r, nil
+}
+
+// configOf is the configuration of a service. The kinds that only answer have one
+// socket on each port, as they always had.
+func (d *Daemon) configOf(s Service) (service.Config, error) {
+	c := service.Config{
+		Kind: s.Kind, Name: s.Name, Sink: d.sink, IDs: d.idsOf(s.Name), Suspects: d.isOwnUDP,
+		Options: s.options(), Mode: s.Mode.FileMode, Proxies: prefixes(s.AcceptProxy), OneSocket: s.Kind != kindForward,
+		Limits: s.limits(), PeerRate: s.Limits.PeerRate.bound(),
+	}
+	if s.Kind == kindForward {
+		rule, err := s.loadRule()
+		if err != nil {
+			return c, err
+		}
+		c.Forward = &rule
+	}
+	if s.Listen.Network == fivetuple.TLS {
+		var err error
+		if c.TLS, err = s.TLS.server().Config(); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+func (s *Service) options() sockopt.Settings {
+	var all sockopt.Settings
+	for _, o := range s.Options {
+		all = append(all, o.Setting)
+	}
+	return all
+}
+
+// ports are the endpoints of a service, one for each port.
+func (s *Service) ports() []fivetuple.Endpoint {
+	e := s.Listen.Endpoint
+	if e.Ports.Len() == 1 {
+		return []fivetuple.Endpoint{e}
+	}
+	var all []fivetuple.Endpoint
+	for n := range e.Ports.Len() {
+		all = append(all, e.WithPort(e.Ports.First+uint16(n)))
+	}
+	return all
+}
+
+// begin enters what is served by now: its sockets may be older than this process.
+// predecessor is the process that had them, 0 for none.
+func (d *Daemon) begin(ctx context.Context, r *running, predecessor int) {
+	for _, at := range bound(r.service) {
+		if at.network.IsDatagram() {
+			d.udpPorts.Store(at.Port(), true)
+			r.ports = append(r.ports, at.Port())
+		}
+		if !r.hasLease(at) {
+			d.leaseHeld(ctx, r, at, predecessor)
+		}
+	}
+	d.watching.Go(func() { d.watch(r) })
+}
+
+// watch tells of a service that ends by itself.
+func (d *Daemon) watch(r *running) {
+	select {
+	case err := <-r.service.Failed():
+		d.log.Error("a service does not listen any more", "service", r.config.Name, "error", err)
+	case <-r.service.Quiet():
+	}
+}
+
+// place is an IP port that a service listens on.
+type place struct {
+	network fivetuple.Network
+	netip.AddrPort
+}
+
+// bound are the IP ports of a service.
+func bound(s *service.Service) (all []place) {
+	for _, text := range s.Addresses() {
+		name, address, _ := strings.Cut(text, " ")
+		network, err := fivetuple.ParseNetwork(name)
+		if a := fivetuple.ParseAddress(address); err == nil && network.IsIP() && a.AddrPort.IsValid() {
+			all = append(all, place{network, a.AddrPort})
+		}
+	}
+	return all
+}
+
+// addressOf is where a service listens, "127.0.0.1:8000-8010" for a range.
+func addressOf(s *service.Service) string {
+	all := s.Addresses()
+	_, first, _ := strings.Cut(all[0], " ")
+	if ports := bound(s); len(ports) > 1 {
+		return fmt.Sprintf("%s-%d", first, ports[len(ports)-1].Port())
+	}
+	return first
 }
 
 // resolve gives the endpoint an address and a port number, as a lease needs.
@@ -94,8 +183,15 @@ func (d *Daemon) resolve(ctx context.Context, e fivetuple.Endpoint) (fivetuple.E
 	return e, nil
 }
 
-// leaseAndListen takes the port from the registry and listens on it in one step.
-func (r *running) leaseAndListen(ctx context.Context, leases lease.Registry, e fivetuple.Endpoint) error {
+// leaseAndBind takes a port from the registry and listens on it in one step.
+func (d *Daemon) leaseAndBind(ctx context.Context, r *running, e fivetuple.Endpoint, bind func(context.Context, fivetuple.Endpoint) error) error {
+	e, err := d.resolve(ctx, e)
+	if err != nil {
+		return err
+	}
+	if !e.Network.IsIP() {
+		return table.ExplainInUse(ctx, bind(ctx, e), e)
+	}
 	addr, ok := e.Addr()
 	switch {
 	case ok:
@@ -104,165 +200,110 @@ func (r *running) leaseAndListen(ctx context.Context, leases lease.Registry, e f
 	case e.Host == fivetuple.AnyHost:
 		addr = netip.IPv6Unspecified()
 	}
-	l, err := leases.Acquire(ctx, lease.Request{
-		Protocol: e.Network, Address: addr.WithZone(""), Port: e.Ports.First, Name: r.config.Name, Purpose: r.config.Kind,
+	request := r.request(e.Network, addr, e.Ports.First)
+	request.Bind = func(ctx context.Context, at netip.AddrPort) error { return bind(ctx, e.WithPort(at.Port())) }
+	l, err := d.leases.Acquire(ctx, request)
+	if err != nil {
+		return table.ExplainInUse(ctx, err, e)
+	}
+	r.leases = append(r.leases, l)
+	return nil
+}
+
+func (r *running) request(network fivetuple.Network, addr netip.Addr, port uint16) lease.Request {
+	return lease.Request{
+		Protocol: network, Address: addr.WithZone(""), Port: port, Name: r.config.Name, Purpose: r.config.Kind,
 		ReusePort: r.config.reusesPort(),
-		Bind: func(ctx context.Context, at netip.AddrPort) error {
-			return r.listen(ctx, e.WithPort(at.Port()))
-		},
-	})
-	if err != nil {
-		return err
 	}
-	r.lease = &l
-	return nil
 }
 
-// udpPort is the port of a UDP service, 0 of another.
-func (r *running) udpPort() uint16 {
-	if r.datagram == nil {
-		return 0
-	}
-	return fivetuple.ParseAddress(r.address).AddrPort.Port()
-}
-
-// listen opens the socket at an endpoint with address and port.
-func (r *running) listen(ctx context.Context, e fivetuple.Endpoint) error {
-	if r.datagram != nil {
-		c, err := datagram.ListenConfig{Options: r.options()}.Listen(ctx, e)
-		if err != nil {
-			return err
+func (r *running) hasLease(at place) bool {
+	for _, l := range r.leases {
+		if l.Protocol.Protocol() == at.network.Protocol() && l.Port == at.Port() {
+			return true
 		}
-		r.socket, r.address = c, fivetuple.AddressOf(c.LocalAddr()).String()
-		return nil
 	}
-	ln, err := stream.ListenConfig{Options: r.options(), Mode: r.config.Mode.FileMode}.Listen(ctx, e)
+	return false
+}
+
+// leaseHeld takes the lease of a port on whose socket this process has already: the
+// one of the predecessor, or one of its own. As long as the socket is open nobody else
+// can be granted the port; so to be without the lease is no reason to stop.
+func (d *Daemon) leaseHeld(ctx context.Context, r *running, at place, predecessor int) {
+	l, err := d.inherit(ctx, r, at, predecessor)
 	if err != nil {
-		return err
+		request := r.request(at.network, at.Addr(), at.Port())
+		request.Bind = func(context.Context, netip.AddrPort) error { return nil } // it is
+		l, err = d.leases.Acquire(ctx, request)
 	}
-	r.socket, r.address = ln, fivetuple.AddressOf(ln.Addr()).String()
-	return nil
-}
-
-func (r *running) options() sockopt.Settings {
-	var all sockopt.Settings
-	for _, o := range r.config.Options {
-		all = append(all, o.Setting)
-	}
-	return all
-}
-
-func (r *running) prepareStream(d *Daemon, s Service) (start func(), err error) {
-	h, err := stream.NewHandler(s.Kind)
 	if err != nil {
-		return nil, err
-	}
-	r.stream = &stream.Server{Service: s.Name, Handler: h, Sink: d.sink, IDs: d.idsOf(s.Name), Options: r.options(), Limits: streamLimits(s)}
-	return func() { r.stream.Serve(r.socket.(net.Listener)) }, nil
-}
-
-func (r *running) prepareDatagram(d *Daemon, s Service) (start func(), err error) {
-	h, err := datagram.NewHandler(s.Kind)
-	if err != nil {
-		return nil, err
-	}
-	r.datagram = &datagram.Server{Service: s.Name, Handler: h, Sink: d.sink, IDs: d.idsOf(s.Name), Suspects: d.isOwnUDP, Limits: datagramLimits(s)}
-	return func() { r.datagram.Serve(r.socket.(*datagram.Conn)) }, nil
-}
-
-func (r *running) setLimits(s Service) {
-	r.config = s
-	if r.stream != nil {
-		r.stream.SetLimits(streamLimits(s))
-	} else {
-		r.datagram.SetLimits(datagramLimits(s))
-	}
-}
-
-// streamLimits fills in the defaults. Without a limit of its own a service has
-// as many connections as the process may have descriptors, less some for the
-// rest of its work, and three quarters of them for one source, so that it
-// cannot lock the others out.
-func streamLimits(s Service) stream.Limits {
-	const defaultIdle = 10 * time.Minute
-	descriptors := descriptorLimit()
-	most := max(descriptors-min(64, descriptors/4), 1)
-	l := stream.Limits{
-		MaxConns:         orDefault(s.Limits.Connections, most),
-		AcceptRate:       float64(orDefault(s.Limits.AcceptRate, 0)),
-		IdleTimeout:      s.Limits.Idle.Duration,
-		FirstByteTimeout: s.Limits.FirstByte.Duration,
-		WriteQueue:       int(min(s.Limits.WriteQueue.Bytes, math.MaxInt32)),
-		Allow:            prefixes(s.Allow),
-		Deny:             prefixes(s.Deny),
-	}
-	perSource := 0
-	if s.Limits.Connections.N == 0 {
-		perSource = max(most*3/4, 1)
-	}
-	l.MaxPerSource = orDefault(s.Limits.PerSource, perSource)
-	switch {
-	case s.Limits.Idle.isOff():
-		l.IdleTimeout = 0
-	case l.IdleTimeout == 0:
-		l.IdleTimeout = defaultIdle
-	}
-	if s.Limits.FirstByte.isOff() {
-		l.FirstByteTimeout = 0
-	}
-	return l
-}
-
-func datagramLimits(s Service) datagram.Limits {
-	return datagram.Limits{
-		MaxPeers: s.Limits.Connections.N, PeerTimeout: s.Limits.Idle.Duration, PeerRate: orDefault(s.Limits.PeerRate, 0),
-		Allow: prefixes(s.Allow), Deny: prefixes(s.Deny),
-	}
-}
-
-// orDefault is the count given, def if none is, and 0 if it is off.
-func orDefault(c Count, def int) int {
-	switch {
-	case c.isOff():
-		return 0
-	case c.N == 0:
-		return def
-	}
-	return c.N
-}
-
-func prefixes(list []Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range list {
-		out = append(out, p.Prefix)
-	}
-	return out
-}
-
-// release gives the port back, once the service has stopped listening.
-func (r *running) release(d *Daemon) {
-	<-r.served
-	if p := r.udpPort(); p != 0 {
-		d.udpPorts.Delete(p)
-	}
-	if r.lease == nil {
+		d.log.Warn("the port is served, and leased to another", "service", r.config.Name, "error", err)
 		return
 	}
-	if err := d.leases.Release(context.Background(), *r.lease); err != nil {
-		d.log.Warn("port not released", "service", r.config.Name, "error", err)
+	r.leases = append(r.leases, l)
+}
+
+// inherit makes the predecessor's lease of a port this process's.
+func (d *Daemon) inherit(ctx context.Context, r *running, at place, predecessor int) (lease.Lease, error) {
+	shared, ok := d.leases.(interface {
+		Transfer(context.Context, lease.Lease, lease.Owner) (lease.Lease, error)
+	})
+	if !ok || predecessor == 0 {
+		return lease.Lease{}, errors.ErrUnsupported
 	}
-	r.lease = nil
+	all, err := d.leases.List(ctx)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	for _, l := range all {
+		if l.Owner.PID == predecessor && l.Name == r.config.Name && l.Port == at.Port() && l.Protocol.Protocol() == at.network.Protocol() {
+			return shared.Transfer(ctx, l, d.self)
+		}
+	}
+	return lease.Lease{}, lease.ErrStale
+}
+
+// set changes the limits and the rule of a service that goes on.
+func (r *running) set(s Service) error {
+	r.config = s
+	r.service.SetLimits(s.limits())
+	r.service.SetPeerRate(s.Limits.PeerRate.bound())
+	if s.Kind != kindForward {
+		return nil
+	}
+	rule, err := s.loadRule()
+	if err == nil {
+		err = r.service.SetForward(rule)
+	}
+	if err != nil {
+		return fmt.Errorf("service %s: its rule stays the old one: %w", s.Name, err)
+	}
+	return nil
+}
+
+// release gives the ports back, once the service has stopped listening.
+func (r *running) release(d *Daemon) {
+	<-r.service.Quiet()
+	for _, p := range r.ports {
+		d.udpPorts.Delete(p)
+	}
+	if !r.gone {
+		d.releaseLeases(r)
+	}
+}
+
+func (d *Daemon) releaseLeases(r *running) {
+	for _, l := range r.leases {
+		if err := d.leases.Release(context.Background(), l); err != nil {
+			d.log.Warn("port not released", "service", r.config.Name, "error", err)
+		}
+	}
+	r.leases = nil
 }
 
 // shutdown makes a service stop listening, and returns when it has drained.
 func (d *Daemon) shutdown(ctx context.Context, r *running) {
-	var err error
-	if r.stream != nil {
-		err = r.stream.Shutdown(ctx)
-	} else {
-		err = r.datagram.Shutdown(ctx)
-	}
-	if err != nil {
+	if err := r.service.Shutdown(ctx); err != nil {
 		d.log.Warn("connections were reset, as they did not come to rest in time", "service", r.config.Name)
 	}
 }

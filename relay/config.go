@@ -66,6 +66,9 @@ func (c *Config) CheckFor(listen fivetuple.Endpoint, terminates bool) error {
 	case c.Check.Interval < 0 || c.Check.Timeout < 0 || c.Check.Rise < 0 || c.Check.Fall < 0:
 		return errors.New("a check has times and counts above zero")
 	}
+	if err := c.Faults.Validate(); err != nil {
+		return err
+	}
 	for _, t := range c.Targets {
 		if err := c.checkTarget(t, listen); err != nil {
 			return fmt.Errorf("forward to %s: %w", t, err)

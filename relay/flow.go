@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/relay/splice"
 	"github.com/fivetuple/fivetuple/relay/upstream"
 	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/sockopt"
@@ -95,39 +96,40 @@ func (s *flows) remove(f *flow) {
 	delete(s.all, f)
 }
 
-// Flow is what is to be known of a connection that ServeConn relays.
-type Flow struct {
-	ID            uint64           `json:"id"`
-	Client        fivetuple.Tuple  `json:"client"`
-	Target        fivetuple.Tuple  `json:"target"`
-	TargetName    string           `json:"target_name"` // as the rule has it
-	BytesUp       uint64           `json:"bytes_up"`
-	BytesDown     uint64           `json:"bytes_down"`
-	EndedUp       bool             `json:"ended_up"`
-	EndedDown     bool             `json:"ended_down"`
-	AgeSeconds    float64          `json:"age_s"`
-	IdleSeconds   float64          `json:"idle_s"`
-	Why           string           `json:"why"` // why no event loop serves it
-	ClientTCPInfo *sockopt.TCPInfo `json:"client_tcp_info,omitempty"`
-	TargetTCPInfo *sockopt.TCPInfo `json:"target_tcp_info,omitempty"`
-}
+// Flow is a connection as package splice describes its own.
+type Flow = splice.Pair
 
 // Flows are the connections that ServeConn relays at this moment, in no order.
 func (r *Relay) Flows() []Flow {
 	r.flows.mu.Lock()
 	defer r.flows.mu.Unlock()
-	var all []Flow
+	all := []Flow{}
 	for f := range r.flows.all {
-		age := time.Since(f.began)
-		last := max(time.Duration(f.up.moved.Load()), time.Duration(f.down.moved.Load()))
-		all = append(all, Flow{
-			ID: f.client.ID(), Client: f.client.Tuple(), Target: fivetuple.TupleOf(networkOf(f.target), f.target), TargetName: f.address.Target.String(),
-			BytesUp: f.up.bytes.Load(), BytesDown: f.down.bytes.Load(), EndedUp: f.up.over.Load(), EndedDown: f.down.over.Load(),
-			AgeSeconds: age.Seconds(), IdleSeconds: (age - last).Seconds(), Why: f.why(),
-			ClientTCPInfo: tcpInfo(f.client), TargetTCPInfo: tcpInfo(f.target),
-		})
+		all = append(all, f.describe())
 	}
 	return all
+}
+
+func (f *flow) describe() Flow {
+	age := time.Since(f.began)
+	last := max(time.Duration(f.up.moved.Load()), time.Duration(f.down.moved.Load()))
+	leg := fivetuple.TupleOf(networkOf(f.target), f.target)
+	p := Flow{
+		ID: f.client.ID(), State: "relaying", Client: f.client.Tuple(), Target: f.address.Target.String(), Leg: &leg,
+		Age: age.Seconds(), Idle: (age - last).Seconds(), Up: f.up.describe(f), Down: f.down.describe(f),
+		ClientTCP: tcpInfo(f.client), TargetTCP: tcpInfo(f.target),
+	}
+	switch {
+	case p.Up.Ended:
+		p.State = "half-closed up"
+	case p.Down.Ended:
+		p.State = "half-closed down"
+	}
+	return p
+}
+
+func (d *direction) describe(f *flow) splice.Flow {
+	return splice.Flow{Bytes: d.bytes.Load(), Engine: "goroutine", Why: f.why(), Ended: d.over.Load()}
 }
 
 // why says why the flow has goroutines.

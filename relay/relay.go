@@ -167,3 +167,18 @@ func (r *Relay) Datagrams() sessions.Route {
 		Options: c.Options, Faults: c.Faults, Rate: c.Rate,
 	}
 }
+
+// Upstreams is the state of every target, by the server name that leads to it; "" is
+// for all others.
+func (r *Relay) Upstreams() map[string][]upstream.Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make(map[string][]upstream.Status)
+	if r.pool != nil {
+		all[""] = r.pool.Status()
+	}
+	for name, p := range r.names {
+		all[name] = p.Status()
+	}
+	return all
+}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"strings"
 	"sync"
 	"syscall"
@@ -223,21 +222,24 @@ func resetConn(c net.Conn) {
 // run copies both ways.
 func (f *flow) run(ctx context.Context) error {
 	ctx, done := context.WithCancel(ctx)
-	stop := context.AfterFunc(ctx, func() { f.target.SetDeadline(time.Unix(1, 0)) }) // the client's connection is closed by then
 	var halves sync.WaitGroup
 	line := f.config.Faults
 	line.Bandwidth = least(line.Bandwidth, f.config.Rate)
-	id := f.client.ID()
+	ups, downs := line.Lines(f.client.ID())
+	stop := context.AfterFunc(ctx, func() { // the client's connection is closed by then
+		f.target.SetDeadline(time.Unix(1, 0))
+		ups.Cut() // of both
+	})
 	errs := make(chan error, 2)
-	pass := func(d *direction, to net.Conn, from io.Reader, way faults.Direction) {
-		err := f.pass(ctx, d, to, from, line.Line(id, way))
+	pass := func(d *direction, to net.Conn, from io.Reader, line *faults.Line) {
+		err := f.pass(ctx, d, to, from, line)
 		if err == nil {
 			halves.Go(func() { f.boundHalf(ctx) })
 		}
 		errs <- err
 	}
-	go pass(&f.up, f.target, f.from, faults.Up)
-	pass(&f.down, f.client, f.target, faults.Down)
+	go pass(&f.up, f.target, f.from, ups)
+	pass(&f.down, f.client, f.target, downs)
 	err := cmp.Or(<-errs, <-errs)
 	stop()
 	done()

@@ -5,21 +5,21 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
-	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/handoff"
 )
 
-// The kinds of items that are handed over.
+// The kinds of items that are handed over. Those of a service come in this order:
+// its connections, each followed by its further files, itself, and its sockets.
 const (
-	itemService = "service" // first: what the sockets are for
-	itemSocket  = "socket"  // a listening or bound socket
-	itemConn    = "connection"
+	itemConn    = "connection" // of package stream/loop
+	itemPair    = "pair"       // of package relay/splice
+	itemSession = "session"    // of package relay/sessions
+	itemFile    = "file"       // one more of the item before
+	itemService = "service"    // what the sockets are for
+	itemSocket  = "socket"     // a listening or bound socket, which is called as its endpoint
 )
 
 // about is the state of itemService.
@@ -33,13 +33,23 @@ type about struct {
 // is served.
 const commitTimeout = 10 * time.Second
 
-// Control lets a successor take over a service.
+// Control lets a successor take over services.
 type Control struct {
-	service  *Service
+	services Group
 	listener *handoff.Listener
 	cancel   context.CancelFunc
 	ended    chan struct{}
-	over     chan struct{} // closed once a successor has the service
+	over     chan struct{} // closed once a successor has the services
+}
+
+// Group is the services of a process, which are handed over together.
+type Group struct {
+	// HandOver calls give with all services, which stay what they are until it
+	// returns: with nil if they are a successor's now, and with an error if this
+	// process goes on with them.
+	HandOver func(give func([]*Service) error) error
+	// Failed is told why a successor did not take over; nil discards it.
+	Failed func(error)
 }
 
 // Succeed starts a service like [Start]. If another process of the same user
@@ -51,25 +61,27 @@ type Control struct {
 // Control, which is to be closed before Shutdown, is nil if what was taken over is
 // served but the control socket cannot be had; an event tells why.
 func Succeed(ctx context.Context, c Config, path string) (*Service, *Control, error) {
-	taker, err := handoff.Take(ctx, path)
+	t, err := TakeOver(ctx, path)
 	if errors.Is(err, handoff.ErrNobody) {
 		return first(ctx, c, path)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	defer taker.Close()
-	s, err := succeed(ctx, c, taker)
-	if err != nil {
-		return nil, nil, fmt.Errorf("take over by %s: %w", path, err)
+	defer t.Close()
+	s, err := t.Open(ctx, c)
+	if err == nil {
+		err = t.Commit()
 	}
-	s.start()
-	ln, err := taker.Listener()
+	if err != nil {
+		return nil, nil, err
+	}
+	ln, err := t.Listener()
 	if err != nil { // what it took over is nobody else's any more
 		s.recordError(fmt.Errorf("no successor can take over: %w", err))
 		return s, nil, nil
 	}
-	return s, s.control(ln), nil
+	return s, s.alone().Await(ln), nil
 }
 
 // first starts a service that has no predecessor.
@@ -82,134 +94,26 @@ func first(ctx context.Context, c Config, path string) (*Service, *Control, erro
 	if err != nil {
 		return nil, nil, errors.Join(err, ln.Close())
 	}
-	return s, s.control(ln), nil
+	return s, s.alone().Await(ln), nil
 }
 
-// succeed takes everything that the predecessor has, which lets go of it.
-func succeed(ctx context.Context, c Config, taker *handoff.Taker) (*Service, error) {
-	var was about
-	var conns []handoff.Item
-	defer func() {
-		for _, item := range conns {
-			item.File.Close()
-		}
-	}()
-	for {
-		item, err := taker.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err == nil {
-			err = c.take(item, &was, &conns)
-		}
-		if err != nil {
-			closeFiles(c.Sockets)
-			return nil, err
-		}
-	}
-	var err error
-	if c.Endpoints, err = without(c.Endpoints, c.Sockets); err != nil {
-		closeFiles(c.Sockets)
-		return nil, err
-	}
-	s, err := open(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	s.ids.Store(was.LastID)
-	if err = s.adopt(conns); err == nil {
-		err = taker.Acknowledge()
-	}
-	if err != nil {
-		s.abort()
-		return nil, err
-	}
-	s.ownFiles()
-	return s, nil
-}
-
-// take sorts one item that the predecessor gave.
-func (c *Config) take(item handoff.Item, was *about, conns *[]handoff.Item) error {
-	switch item.Kind {
-	case itemService:
-		if err := json.Unmarshal(item.State, was); err != nil {
-			return err
-		}
-		if was.Kind != c.Kind || was.Path != c.Path {
-			return fmt.Errorf("the running process serves %s, this one would serve %s", strings.TrimSpace(was.Kind+" "+was.Path), strings.TrimSpace(c.Kind+" "+c.Path))
-		}
-	case itemSocket:
-		e, err := fivetuple.ParseEndpoint(item.Name)
-		if err != nil {
-			return errors.Join(err, item.File.Close())
-		}
-		c.Sockets = append(slices.Clip(c.Sockets), Socket{e, item.File})
-	case itemConn:
-		*conns = append(*conns, item)
-	default:
-		return fmt.Errorf("the running process gives a %q, which this version does not know", item.Kind)
-	}
-	return nil
-}
-
-// without leaves out the endpoints that there are sockets of already. A socket
-// without its endpoint is an error: it would be lost.
-func without(endpoints []fivetuple.Endpoint, sockets []Socket) ([]fivetuple.Endpoint, error) {
-	for _, s := range sockets {
-		if !slices.Contains(endpoints, s.Endpoint) {
-			return nil, fmt.Errorf("the running process listens on %s, too: name it here, or stop that process first", s.Endpoint)
-		}
-	}
-	return slices.DeleteFunc(slices.Clone(endpoints), func(e fivetuple.Endpoint) bool {
-		return slices.ContainsFunc(sockets, func(s Socket) bool { return s.Endpoint == e })
-	}), nil
-}
-
-func closeFiles(sockets []Socket) {
-	for _, s := range sockets {
-		s.File.Close()
+// alone is the group of one service.
+func (s *Service) alone() Group {
+	return Group{
+		HandOver: func(give func([]*Service) error) error { return give([]*Service{s}) },
+		Failed:   s.recordError,
 	}
 }
 
-// adopt gives the connections to the event loops.
-func (s *Service) adopt(conns []handoff.Item) error {
-	for _, p := range s.parts {
-		if l, ok := p.(*loopPart); ok {
-			for _, item := range conns {
-				err := l.server.Adopt(item.File, item.State)
-				item.File.Close() // it has a duplicate
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-	}
-	if len(conns) > 0 {
-		return fmt.Errorf("%d connections are served by event loops, which this process would not use: give it the same flags", len(conns))
-	}
-	return nil
-}
-
-// abort ends a service that was never started. Nothing of what it was given is
-// harmed: the predecessor still has it, and owns the files of its Unix sockets.
-func (s *Service) abort() {
-	for _, p := range s.parts {
-		if l, ok := p.(*loopPart); ok {
-			l.server.Release()
-		}
-		p.close()
-	}
-}
-
-func (s *Service) control(ln *handoff.Listener) *Control {
+// Await waits for successors.
+func (g Group) Await(ln *handoff.Listener) *Control {
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Control{service: s, listener: ln, cancel: cancel, ended: make(chan struct{}), over: make(chan struct{})}
+	c := &Control{services: g, listener: ln, cancel: cancel, ended: make(chan struct{}), over: make(chan struct{})}
 	go c.wait(ctx)
 	return c
 }
 
-// HandedOver is closed once a successor has the service. Connections that stayed
+// HandedOver is closed once a successor has the services. Connections that stayed
 // here go on: see [Service.Drain]. A nil Control is never handed over.
 func (c *Control) HandedOver() <-chan struct{} {
 	if c == nil {
@@ -233,37 +137,54 @@ func (c *Control) wait(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		err = c.service.handOver(ctx, giver)
+		err = c.services.HandOver(func(all []*Service) error { return handOver(ctx, giver, all) })
 		giver.Close()
 		if err == nil {
 			close(c.over)
 			return
 		}
-		c.service.recordError(fmt.Errorf("hand over: %w", err))
+		if c.services.Failed != nil {
+			c.services.Failed(fmt.Errorf("hand over: %w", err))
+		}
 	}
 }
 
 // handOver gives everything to a successor, or goes on as before.
-func (s *Service) handOver(ctx context.Context, g *handoff.Giver) error {
+func handOver(ctx context.Context, g *handoff.Giver, all []*Service) error {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
 	given := &copies{ctx: ctx, giver: g}
 	defer given.close()
-	err := s.give(given)
+	var err error
+	frozen := 0
+	for frozen < len(all) && err == nil {
+		err = all[frozen].give(given)
+		frozen++
+	}
 	if err == nil {
 		err = g.Commit(ctx)
 	}
-	if err == nil {
+	for _, s := range all[:frozen] {
+		s.thaw(err == nil)
+	}
+	return err
+}
+
+// thaw lets go of what a successor has, or goes on with it.
+func (s *Service) thaw(gone bool) {
+	if gone {
 		s.closing.Store(true)
 	}
 	for _, p := range s.parts {
-		if err != nil {
-			p.resume()
-		} else {
+		if gone {
 			p.release()
+		} else {
+			p.resume()
 		}
 	}
-	return err
+	if gone {
+		s.closeRelay() // the successor checks the targets
+	}
 }
 
 // copies gives duplicates of descriptors, and closes them once they are sent: a
@@ -294,10 +215,11 @@ func (c *copies) close() {
 	c.files = c.files[:0]
 }
 
+// give freezes the service, and gives all that it has.
 func (s *Service) give(g *copies) error {
 	for _, p := range s.parts { // connections first: their ids are the last that are given
-		if err := p.freeze(func(f *os.File, state []byte) error {
-			return g.Give(handoff.Item{Kind: itemConn, File: f, State: state})
+		if err := p.freeze(func(kind string, files []*os.File, state []byte) error {
+			return s.giveConn(g, kind, files, state)
 		}); err != nil {
 			return err
 		}
@@ -306,7 +228,7 @@ func (s *Service) give(g *copies) error {
 	if err != nil {
 		return err
 	}
-	if err := g.Give(handoff.Item{Kind: itemService, State: state}); err != nil {
+	if err := g.Give(handoff.Item{Kind: itemService, Name: s.config.Name, State: state}); err != nil {
 		return err
 	}
 	for _, p := range s.parts {
@@ -317,6 +239,23 @@ func (s *Service) give(g *copies) error {
 		}
 	}
 	return nil
+}
+
+func (s *Service) giveConn(g *copies, kind string, files []*os.File, state []byte) error {
+	item := handoff.Item{Kind: kind, Name: s.config.Name, State: state}
+	var further []*os.File
+	if len(files) > 0 {
+		item.File, further = files[0], files[1:]
+	}
+	err := g.Give(item)
+	for _, f := range further {
+		if err != nil {
+			f.Close() // the others are closed by copies
+			continue
+		}
+		err = g.Give(handoff.Item{Kind: itemFile, File: f})
+	}
+	return err
 }
 
 func (o openSocket) give(g *copies) error {

@@ -121,17 +121,33 @@ func (s *Service) openAll(ctx context.Context) (sockets []openSocket, err error)
 		sockets = append(sockets, o)
 	}
 	for _, asked := range s.config.Endpoints {
-		e, err := asked.ResolveService(ctx, net.DefaultResolver)
+		var opened []openSocket
+		bind := s.config.Bind
+		if bind == nil {
+			bind = bindResolved
+		}
+		err := bind(ctx, asked, func(ctx context.Context, e fivetuple.Endpoint) (err error) {
+			if opened, err = s.open(ctx, asked, e); err != nil {
+				closeAll(opened)
+				opened = nil
+			}
+			return err
+		})
+		sockets = append(sockets, opened...)
 		if err != nil {
 			return sockets, err
 		}
-		opened, err := s.open(ctx, asked, e)
-		sockets = append(sockets, opened...)
-		if err != nil {
-			return sockets, table.ExplainInUse(ctx, err, e)
-		}
 	}
 	return sockets, nil
+}
+
+// bindResolved listens where the endpoint says.
+func bindResolved(ctx context.Context, asked fivetuple.Endpoint, bind func(context.Context, fivetuple.Endpoint) error) error {
+	e, err := asked.ResolveService(ctx, net.DefaultResolver)
+	if err != nil {
+		return err
+	}
+	return table.ExplainInUse(ctx, bind(ctx, e), e)
 }
 
 // adopt makes a socket of an open file.
@@ -149,21 +165,34 @@ func adopt(given Socket) (openSocket, error) {
 // open opens the socket of an endpoint, or one for each event loop. asked is the
 // endpoint as the configuration, and a successor's, names it.
 func (s *Service) open(ctx context.Context, asked, e fivetuple.Endpoint) ([]openSocket, error) {
-	n := 1
-	if !e.Network.IsDatagram() && e.Network.Protocol() == fivetuple.TCP {
-		engine, err := s.config.engine([]fivetuple.Network{e.Network})
-		if err != nil {
-			return nil, err
-		}
-		if engine == Poll {
-			n = s.config.loops()
-		}
+	n, err := s.config.shards(e)
+	if err != nil {
+		return nil, err
 	}
 	opened, err := s.config.openShards(ctx, e, n)
 	for i := range opened {
 		opened[i].endpoint = asked
 	}
 	return opened, err
+}
+
+// shards is how many sockets an endpoint has: one for each event loop that serves
+// it, if there can be several on a port. Those of a range of ports share theirs.
+func (c *Config) shards(e fivetuple.Endpoint) (int, error) {
+	group, _ := e.Addr()
+	switch {
+	case c.OneSocket, c.forwards() && c.Forward.Listen.Ports.Len() > 1, group.IsMulticast():
+		return 1, nil
+	case c.forwards() && e.Network.Protocol() == fivetuple.UDP:
+		return c.loops(), nil
+	case e.Network.IsDatagram() || e.Network.Protocol() != fivetuple.TCP:
+		return 1, nil
+	}
+	engine, err := c.engine([]fivetuple.Network{e.Network})
+	if err != nil || engine != Poll {
+		return 1, err
+	}
+	return c.loops(), nil
 }
 
 func (c *Config) loops() int { return cmp.Or(c.Loops, runtime.GOMAXPROCS(0)) }

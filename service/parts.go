@@ -16,6 +16,9 @@ import (
 
 // assign gives each socket to the engine that serves it.
 func (s *Service) assign(sockets []openSocket) ([]part, error) {
+	if s.relay != nil {
+		return s.assignRelayed(sockets)
+	}
 	var plain, secure, packets []openSocket
 	var networks []fivetuple.Network
 	for _, o := range sockets {
@@ -69,8 +72,8 @@ func (set socketSet) sockets() []openSocket { return set }
 func (set socketSet) close()                { closeAll(set) }
 
 // freeze gives no connections: they stay.
-func (set socketSet) freeze(func(f *os.File, state []byte) error) error { return nil }
-func (set socketSet) resume()                                           {}
+func (set socketSet) freeze(giveFunc) error { return nil }
+func (set socketSet) resume()               {}
 
 // release closes this process's copies. The file of a Unix socket stays.
 func (set socketSet) release() {
@@ -102,17 +105,24 @@ type loopPart struct {
 func (s *Service) newLoopPart(sockets []openSocket) *loopPart {
 	c := &s.config
 	return &loopPart{sockets, &loop.Server{
-		Service: c.Name, Kind: c.Kind, Sink: c.Sink, Limits: c.Limits, IDs: &s.ids, Options: c.Options, Peers: c.Peers, Loops: c.loops(),
+		Service: c.Name, Kind: c.Kind, Sink: s.sink, Limits: c.Limits, IDs: s.ids, Options: c.Options, Peers: c.Peers, Loops: c.loops(),
 	}}
 }
 
 func (p *loopPart) serve() error                       { return p.server.Serve(p.listeners()...) }
 func (p *loopPart) shutdown(ctx context.Context) error { return p.server.Shutdown(ctx) }
+func (p *loopPart) setLimits(c *Config)                { p.server.SetLimits(c.Limits) }
 
-func (p *loopPart) freeze(give func(f *os.File, state []byte) error) error {
-	return p.server.HandOff(give)
+func (p *loopPart) freeze(give giveFunc) error {
+	return p.server.HandOff(func(f *os.File, state []byte) error { return give(itemConn, []*os.File{f}, state) })
 }
 func (p *loopPart) resume() { p.server.Resume() }
+
+func (p *loopPart) drop()         { p.server.Release() }
+func (p *loopPart) takes() string { return itemConn }
+func (p *loopPart) adopt(files []*os.File, state []byte) error {
+	return p.server.Adopt(files[0], state)
+}
 
 func (p *loopPart) release() {
 	p.disown() // before Serve ends, which closes the listeners
@@ -127,12 +137,15 @@ type streamPart struct {
 
 func (s *Service) newStreamPart(sockets []openSocket, secure *tls.Config) (*streamPart, error) {
 	c := &s.config
-	h, err := c.handler()
-	if err != nil {
-		return nil, err
+	var h stream.Handler = s.relay
+	if s.relay == nil {
+		var err error
+		if h, err = c.handler(); err != nil {
+			return nil, err
+		}
 	}
 	return &streamPart{sockets, &stream.Server{
-		Service: c.Name, Handler: h, Sink: c.Sink, Limits: c.Limits, IDs: &s.ids, Options: c.Options, Peers: c.Peers, TLS: secure, Proxies: c.Proxies,
+		Service: c.Name, Handler: h, Sink: s.sink, Limits: c.Limits, IDs: s.ids, Options: c.Options, Peers: c.Peers, TLS: secure, Proxies: c.Proxies,
 	}}, nil
 }
 
@@ -154,6 +167,7 @@ func (p *streamPart) serve() error {
 	return serveEach(p.socketSet, func(o openSocket) error { return p.server.Serve(o.listener) })
 }
 func (p *streamPart) shutdown(ctx context.Context) error { return p.server.Shutdown(ctx) }
+func (p *streamPart) setLimits(c *Config)                { p.server.SetLimits(c.Limits) }
 
 // drained waits until the last connection has ended.
 func (p *streamPart) drained(ctx context.Context) error {
@@ -181,15 +195,19 @@ func (s *Service) newDatagramPart(sockets []openSocket) (*datagramPart, error) {
 		return nil, err
 	}
 	return &datagramPart{sockets, &datagram.Server{
-		Service: c.Name, Handler: h, Sink: c.Sink, IDs: &s.ids,
-		Limits: datagram.Limits{MaxPeers: c.Limits.MaxConns, PeerTimeout: c.Limits.IdleTimeout, Allow: c.Limits.Allow, Deny: c.Limits.Deny},
+		Service: c.Name, Handler: h, Sink: s.sink, IDs: s.ids, Limits: c.datagramLimits(), Suspects: c.Suspects,
 	}}, nil
+}
+
+func (c *Config) datagramLimits() datagram.Limits {
+	return datagram.Limits{MaxPeers: c.Limits.MaxConns, PeerTimeout: c.Limits.IdleTimeout, PeerRate: c.PeerRate, Allow: c.Limits.Allow, Deny: c.Limits.Deny}
 }
 
 func (p *datagramPart) serve() error {
 	return serveEach(p.socketSet, func(o openSocket) error { return p.server.Serve(o.packets) })
 }
 func (p *datagramPart) shutdown(ctx context.Context) error { return p.server.Shutdown(ctx) }
+func (p *datagramPart) setLimits(c *Config)                { p.server.SetLimits(c.datagramLimits()) }
 
 // serveEach serves all sockets and returns the first error.
 func serveEach(sockets []openSocket, serve func(openSocket) error) error {

@@ -9,8 +9,10 @@
 //	...
 //	err = s.Shutdown(ctx)
 //
-// It stands on packages stream, stream/loop and datagram, and works where they
-// do. Event loops, several sockets on one port and hand-over need Linux.
+// The kind "forward" relays what comes: [Config.Forward] is its rule.
+//
+// It stands on packages stream, stream/loop, datagram and relay, and works where
+// they do. Event loops, several sockets on one port and hand-over need Linux.
 package service
 
 import (
@@ -32,6 +34,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/datagram"
+	"github.com/fivetuple/fivetuple/relay"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 	"github.com/fivetuple/fivetuple/stream"
@@ -40,19 +43,30 @@ import (
 
 // Config says what to serve, and where.
 type Config struct {
-	Kind      string               // one of Kinds; not used where Handler is set
+	Kind      string               // one of Kinds, or "forward"; not used where Handler is set
 	Path      string               // the file of "file", the directory of "http"
 	Command   []string             // of "exec": a program and its arguments
-	Endpoints []fivetuple.Endpoint // to listen on
+	Forward   *relay.Config        // the rule of "forward"; its Listen may be left out if there is one endpoint
+	Endpoints []fivetuple.Endpoint // to listen on; of "forward" one may be a range of ports, which goes alone
 	Sockets   []Socket             // open already, beside those of Endpoints
+	// Bind, if not nil, is called for each endpoint, one port of a range after the
+	// other, and calls bind with the place to listen on, again if another may do.
+	// It can resolve names and have a port leased; its error is the service's.
+	Bind func(ctx context.Context, e fivetuple.Endpoint, bind func(context.Context, fivetuple.Endpoint) error) error
 
-	Engine  Engine
-	Loops   int            // event loops, each with a socket of its own on a TCP port; default one for each processor
-	Handler stream.Handler // a kind of the caller's own, for streams
+	Engine    Engine
+	Loops     int            // event loops, each with a socket of its own on a TCP port; default one for each processor
+	OneSocket bool           // the event loops share a single socket on each port
+	Handler   stream.Handler // a kind of the caller's own, for streams
 
-	Name      string     // in events
-	Sink      stats.Sink // where events go; nil discards them
-	Limits    stream.Limits
+	Name string     // in events, and for a successor
+	Sink stats.Sink // where events go; nil discards them
+	// IDs is where the ids of connections come from: services that follow each
+	// other under one Name share it. nil counts from 1.
+	IDs       *atomic.Uint64
+	Limits    stream.Limits             // of datagrams, too, where they apply: MaxConns of peers or sessions, AcceptRate of new sessions
+	PeerRate  int                       // datagrams served in a second from one peer; 0 is no limit. Not of "forward"
+	Suspects  func(netip.AddrPort) bool // of datagrams: see datagram.Server
 	Options   sockopt.Settings
 	Mode      fs.FileMode        // of Unix sockets; default 0600
 	Owner     string             // of Unix sockets: "user", "user:group" or ":group"
@@ -65,17 +79,25 @@ type Config struct {
 	Report    func([]sockopt.Granted)
 }
 
-// Kinds lists the built-in services.
+// kindForward is the kind that needs a rule.
+const kindForward = "forward"
+
+// Kinds lists the built-in services that need no more than a path or a command.
 func Kinds() []string { return append(stream.Kinds(), "file", "exec", "http") }
 
 // Service is a running service.
 type Service struct {
 	config  Config
+	sink    stats.Sink // of the engines
 	parts   []part
-	ids     atomic.Uint64
+	relay   *relay.Relay // of "forward"
+	ids     *atomic.Uint64
 	served  sync.WaitGroup
-	closing atomic.Bool // that a part ends is no failure
-	failure chan error  // the first of a part that ended by itself
+	quiet   chan struct{} // closed once nothing is served any more
+	closing atomic.Bool   // that a part ends is no failure
+	failure chan error    // the first of a part that ended by itself
+
+	mu sync.Mutex // held while the rule or limits change
 }
 
 // part is one engine with its sockets.
@@ -84,14 +106,18 @@ type part interface {
 	serve() error
 	shutdown(ctx context.Context) error
 	close() // instead of serve: closes the sockets
+	setLimits(c *Config)
 
 	// For handing over. After freeze, which gives the connections that can be
 	// given, follows resume or release; release closes what is a successor's now.
-	freeze(give func(f *os.File, state []byte) error) error
+	freeze(give giveFunc) error
 	resume()
 	release()
 	drained(ctx context.Context) error
 }
+
+// giveFunc gives a connection to a successor: its files and what is known of it.
+type giveFunc func(kind string, files []*os.File, state []byte) error
 
 // Start opens the sockets and serves them. Nothing is served if one of them
 // cannot be opened.
@@ -114,12 +140,22 @@ func open(ctx context.Context, c Config) (*Service, error) {
 			return nil, err
 		}
 	}
-	s := &Service{config: c, failure: make(chan error, 1)}
+	s := &Service{config: c.expanded(), ids: c.IDs, quiet: make(chan struct{}), failure: make(chan error, 1)}
+	if s.ids == nil {
+		s.ids = new(atomic.Uint64)
+	}
+	if c.Sink != nil {
+		s.sink = &portEvents{next: c.Sink}
+	}
 	sockets, err := s.openAll(ctx)
+	if err == nil {
+		err = s.newRelay()
+	}
 	if err == nil {
 		s.parts, err = s.assign(sockets)
 	}
 	if err != nil {
+		s.closeRelay()
 		closeAll(sockets)
 		return nil, err
 	}
@@ -138,6 +174,57 @@ func (s *Service) start() {
 			}
 		})
 	}
+	go func() {
+		s.served.Wait()
+		close(s.quiet)
+	}()
+}
+
+// Quiet is closed when the service does not listen any more, early in Shutdown:
+// its ports are free then.
+func (s *Service) Quiet() <-chan struct{} { return s.quiet }
+
+// SetLimits changes the limits, as the engines do.
+func (s *Service) SetLimits(l stream.Limits) {
+	s.change(func(c *Config) { c.Limits = l })
+}
+
+// SetPeerRate changes how many datagrams are served in a second from one peer.
+func (s *Service) SetPeerRate(n int) {
+	s.change(func(c *Config) { c.PeerRate = n })
+}
+
+func (s *Service) change(set func(c *Config)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set(&s.config)
+	for _, p := range s.parts {
+		p.setLimits(&s.config)
+	}
+}
+
+// Streams are the connections of a service, for whoever looks after them.
+type Streams interface {
+	Conns() []uint64 // their ids, in order
+	Send(id uint64, b []byte) error
+	Broadcast(b []byte) int // says how many it was sent to
+	Cut(id uint64) error    // resets one
+}
+
+// Streams are the connections of the first engine that serves streams; nil if none
+// does, and of "forward".
+func (s *Service) Streams() Streams {
+	for _, p := range s.parts {
+		switch p := p.(type) {
+		case *loopPart:
+			return p.server
+		case *streamPart:
+			if s.relay == nil {
+				return p.server
+			}
+		}
+	}
+	return nil
 }
 
 // Addresses are where the service listens, as people write them:
@@ -181,6 +268,7 @@ func (s *Service) Shutdown(ctx context.Context) error {
 	}
 	wg.Wait()
 	s.served.Wait()
+	s.closeRelay()
 	return cmp.Or(errs...)
 }
 
@@ -214,6 +302,9 @@ func (e *Engine) Type() string { return "engine" }
 
 // polls says whether event loops can serve the kind on a network.
 func (c *Config) polls(n fivetuple.Network) bool {
+	if c.forwards() {
+		return c.Forward.Splices(n)
+	}
 	return c.Handler == nil && runtime.GOOS == "linux" && slices.Contains(loop.Kinds(), c.Kind) && len(c.Proxies) == 0 &&
 		(n.Protocol() == fivetuple.TCP && n != fivetuple.TLS || n == fivetuple.Unix)
 }
@@ -229,6 +320,8 @@ func (c *Config) engine(networks []fivetuple.Network) (Engine, error) {
 		case c.polls(n):
 		case c.Engine == Auto:
 			return Goroutines, nil
+		case c.forwards():
+			return 0, errors.New("the engine poll relays plain tcp and unix sockets of Linux to such, without faults on purpose: use auto")
 		default:
 			return 0, fmt.Errorf("the engine poll serves %s on plain tcp and unix sockets of Linux, without the PROXY protocol: use goroutines", strings.Join(loop.Kinds(), ", "))
 		}
@@ -239,7 +332,10 @@ func (c *Config) engine(networks []fivetuple.Network) (Engine, error) {
 // Check refuses what does not go together, before anything is opened: an error of
 // it is one of the configuration.
 func (c *Config) Check() error {
-	if c.Handler == nil && !slices.Contains(Kinds(), c.Kind) {
+	if c.forwards() && c.Forward == nil {
+		return errors.New("forward needs a rule: where to")
+	}
+	if c.Handler == nil && !c.forwards() && !slices.Contains(Kinds(), c.Kind) {
 		return fmt.Errorf("unknown kind %q: want one of %s", c.Kind, strings.Join(Kinds(), ", "))
 	}
 	if len(c.Endpoints)+len(c.Sockets) == 0 {
@@ -269,6 +365,8 @@ func (c *Config) checkEndpoint(e fivetuple.Endpoint) error {
 	switch {
 	case e.Network == fivetuple.Stdio:
 		return errors.New("standard input is no place to listen on")
+	case c.forwards():
+		return c.checkForward(e)
 	case e.Network.IsDatagram() && (c.Handler != nil || !slices.Contains(datagram.Kinds(), c.Kind)):
 		return fmt.Errorf("the kind %s needs a stream; datagrams have %s", c.Kind, strings.Join(datagram.Kinds(), ", "))
 	case e.Network == fivetuple.TLS && c.TLS == nil:

@@ -135,7 +135,7 @@ func (f connectFlags) plan(a *app, c *cobra.Command, args []string) (connectPlan
 		return p, err
 	}
 	var err error
-	if p.source, err = parseSource(f.source); err != nil {
+	if p.source, err = parseSource("--source", f.source); err != nil {
 		return p, err
 	}
 	if f.proxy != "" {
@@ -150,8 +150,8 @@ func (f connectFlags) plan(a *app, c *cobra.Command, args []string) (connectPlan
 	return p, err
 }
 
-// parseSource reads ADDR, :PORT or ADDR:PORT.
-func parseSource(s string) (netip.AddrPort, error) {
+// parseSource reads ADDR, :PORT or ADDR:PORT, given by a flag.
+func parseSource(flag, s string) (netip.AddrPort, error) {
 	if s == "" {
 		return netip.AddrPort{}, nil
 	}
@@ -166,7 +166,7 @@ func parseSource(s string) (netip.AddrPort, error) {
 			return netip.AddrPortFrom(netip.Addr{}, ports.First), nil
 		}
 	}
-	return netip.AddrPort{}, fmt.Errorf("--source: %q is not ADDR, :PORT or ADDR:PORT ([v6]:PORT)", s)
+	return netip.AddrPort{}, fmt.Errorf("%s: %q is not ADDR, :PORT or ADDR:PORT ([v6]:PORT)", flag, s)
 }
 
 func (a *app) runConnect(ctx context.Context, p connectPlan) error {

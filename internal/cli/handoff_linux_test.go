@@ -132,10 +132,24 @@ func busyConns(t *testing.T, address string, n int) (conns []*busy, finish func(
 // allMove waits until bytes have come back on each connection since the call.
 func allMove(t *testing.T, conns []*busy) {
 	t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
+	moved := make([]*atomic.Uint64, len(conns))
 	for i, c := range conns {
-		for before := c.moved.Load(); c.moved.Load() == before; time.Sleep(time.Millisecond) { // nothing else tells
-			if time.Now().After(deadline) {
+		moved[i] = &c.moved
+	}
+	allRise(t, moved)
+}
+
+// allRise waits until each of the counters has risen since the call.
+func allRise(t *testing.T, counters []*atomic.Uint64) {
+	t.Helper()
+	before := make([]uint64, len(counters))
+	for i, c := range counters {
+		before[i] = c.Load()
+	}
+	deadline := time.Now().Add(60 * time.Second)
+	for i, c := range counters {
+		for ; c.Load() == before[i]; time.Sleep(time.Millisecond) { // nothing else tells
+			if time.Now().After(deadline) || t.Failed() {
 				t.Fatalf("connection %d stands still", i+1)
 			}
 		}

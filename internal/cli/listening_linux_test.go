@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// listening is an ft listen that runs as a process of its own.
+// listening is an ft listen, or forward, that runs as a process of its own.
 type listening struct {
 	*exec.Cmd
 	address string // of its first socket
@@ -25,7 +25,19 @@ type listening struct {
 // startListening starts ft listen and waits until it says where it listens.
 func startListening(t *testing.T, args ...string) *listening {
 	t.Helper()
-	l := &listening{Cmd: exec.Command("ft", append([]string{"listen"}, args...)...), changed: make(chan struct{}), ended: make(chan struct{})}
+	return startServing(t, append([]string{"listen"}, args...)...)
+}
+
+// startForward starts ft forward and waits until it says where it listens.
+func startForward(t *testing.T, args ...string) *listening {
+	t.Helper()
+	return startServing(t, append([]string{"forward"}, args...)...)
+}
+
+// startServing starts an ft that listens.
+func startServing(t *testing.T, args ...string) *listening {
+	t.Helper()
+	l := &listening{Cmd: exec.Command("ft", args...), changed: make(chan struct{}), ended: make(chan struct{})}
 	stderr, err := l.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -74,9 +86,30 @@ func (l *listening) await(t *testing.T, text string) string {
 		select {
 		case <-changed:
 		case <-l.ended:
-			t.Fatalf("ft listen ended without saying %q:\n%s", text, said)
+			t.Fatalf("ft %s ended without saying %q:\n%s", l.Args[1], text, said)
 		case <-timeout:
-			t.Fatalf("ft listen did not say %q:\n%.1000s", text, said)
+			t.Fatalf("ft %s did not say %q:\n%.1000s", l.Args[1], text, said)
+		}
+	}
+}
+
+// awaitTimes waits until it has said the text so many times.
+func (l *listening) awaitTimes(t *testing.T, text string, times int) {
+	t.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		l.mu.Lock()
+		said, changed := l.said.String(), l.changed
+		l.mu.Unlock()
+		if strings.Count(said, text) >= times {
+			return
+		}
+		select {
+		case <-changed:
+		case <-l.ended:
+			t.Fatalf("ft %s ended without saying %q:\n%s", l.Args[1], text, said)
+		case <-timeout:
+			t.Fatalf("ft %s did not say %q %d times:\n%.1000s", l.Args[1], text, times, said)
 		}
 	}
 }
@@ -94,7 +127,7 @@ func (l *listening) exitCode(t *testing.T) int {
 	select {
 	case <-l.ended:
 	case <-time.After(20 * time.Second):
-		t.Fatalf("ft listen did not end:\n%.1000s", &l.said)
+		t.Fatalf("ft %s did not end:\n%.1000s", l.Args[1], &l.said)
 	}
 	return l.ProcessState.ExitCode()
 }

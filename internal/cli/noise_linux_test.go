@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"time"
 
 	"github.com/fivetuple/fivetuple/join"
@@ -59,7 +58,7 @@ func (n *noise) Read(p []byte) (int, error) {
 }
 
 // send writes all of it in pieces of random length, and ends the file.
-func (n *noise) send(w *os.File, s *stalls) error {
+func (n *noise) send(w io.WriteCloser, s *stalls) error {
 	buffer := make([]byte, 128<<10)
 	for {
 		size, end := io.ReadFull(n, buffer[:1+s.random.IntN(len(buffer))])
@@ -75,7 +74,7 @@ func (n *noise) send(w *os.File, s *stalls) error {
 
 // receive reads to the end of the file, which must be all of it and nothing else.
 // Each byte is compared, where checksums would not say which one is wrong.
-func (n *noise) receive(r *os.File, s *stalls) error {
+func (n *noise) receive(r io.Reader, s *stalls) error {
 	got, want := make([]byte, 128<<10), make([]byte, 128<<10)
 	var total int64
 	for {

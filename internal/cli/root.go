@@ -75,7 +75,7 @@ command it lists what listens, as ft ls does.`,
 	root.PersistentFlags().StringVarP(&a.format, "output", "o", formatTable, "`format` of the results: table, wide, json, ndjson or csv")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return checkFormat(a.format) }
 	root.AddCommand(
-		a.ls(), a.who(), a.top(), a.kill(), a.inspect(), a.listen(), a.connect(), a.serve(), a.demo(), a.scan(), a.port(), a.history(), a.stats(), a.opts(), a.doctor(), a.events(), a.snapshot(), a.diff(), a.version(), completion(),
+		a.ls(), a.who(), a.top(), a.kill(), a.inspect(), a.listen(), a.connect(), a.forward(), a.serve(), a.demo(), a.scan(), a.port(), a.history(), a.stats(), a.opts(), a.doctor(), a.events(), a.snapshot(), a.diff(), a.version(), completion(),
 	)
 	return root
 }

@@ -11,22 +11,26 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/fivetuple/fivetuple/activation"
 	"github.com/fivetuple/fivetuple/daemon"
 	"github.com/fivetuple/fivetuple/history"
 	"github.com/fivetuple/fivetuple/internal/printable"
 	"github.com/fivetuple/fivetuple/port/lease"
+	"github.com/fivetuple/fivetuple/service"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 )
 
 type serveFlags struct {
 	config  string
+	handoff string
 	check   bool
 	verbose bool
 	logJSON bool
@@ -43,6 +47,10 @@ stops listening, lets connections come to rest, and prints statistics, recent
 history and the state of the ports. SIGHUP reads the file again: services whose
 socket stays the same keep it and their connections.
 
+Sockets that systemd passes (LISTEN_FDS) are those of the services that listen at
+the same place. With --handoff a new process takes over everything from the one
+that runs: first have that one read its changed file, then start the new one.
+
 Without a file it runs TCP echo on 127.0.0.1:8080, UDP echo on 127.0.0.1:8081,
 and a Unix echo socket in the runtime directory; SIGHUP, as when the terminal is
 closed, stops it then.`,
@@ -58,6 +66,7 @@ closed, stops it then.`,
 		},
 	}
 	c.Flags().StringVarP(&f.config, "config", "c", "", "configuration `file`, in YAML")
+	c.Flags().StringVar(&f.handoff, "handoff", "", "take over all services from the ft that has this control `socket`, and have it for the next one")
 	c.Flags().BoolVar(&f.check, "check", false, "check the configuration and start nothing")
 	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log every connection")
 	c.Flags().BoolVar(&f.logJSON, "log-json", false, "log in JSON")
@@ -75,16 +84,36 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 		return &codeError{exitUsage, err}
 	}
 	if f.check {
+		if err := config.CheckFiles(); err != nil {
+			return &codeError{exitUsage, err}
+		}
 		return a.printChecked(f, config)
 	}
-	path, err := historyPath()
-	if err != nil && config.History.Path == "" && !config.History.Off {
-		return err
-	}
 	if f.config == "" {
-		if err := makeRuntimeDir(runtimeDir()); err != nil {
-			return err
-		}
+		load = nil
+	}
+	return a.runDaemon(ctx, daemonRun{
+		name: "serve", config: config, load: load, handoff: f.handoff, log: a.logger(f),
+		end: func(d *daemon.Daemon) error { return a.report(context.Background(), d) },
+	})
+}
+
+// daemonRun is a daemon that is to run until a signal ends it, or a successor has
+// taken over.
+type daemonRun struct {
+	name    string // of its control socket
+	config  daemon.Config
+	load    func() (daemon.Config, error) // the configuration again, at SIGHUP; nil: that is the end
+	handoff string                        // path of the control socket for successors; "" for none
+	log     *slog.Logger
+	began   func(*daemon.Daemon)       // everything is served; may be nil
+	end     func(*daemon.Daemon) error // after the stop; may be nil
+}
+
+func (a *app) runDaemon(ctx context.Context, r daemonRun) error {
+	path, err := historyPath()
+	if err != nil && r.config.History.Path == "" && !r.config.History.Off {
+		return err
 	}
 	// A reader of the log that goes away must not take the services with it.
 	signal.Ignore(syscall.SIGPIPE)
@@ -93,31 +122,83 @@ func (a *app) runServe(ctx context.Context, f serveFlags) error {
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 
-	log := a.logger(f)
-	o := daemon.Options{Log: log, HistoryPath: path}
-	if !config.Leases.Off {
-		ports, err := openPorts(ctx, func(err error) { log.Warn("ports", "error", err) })
+	o := daemon.Options{Log: r.log, HistoryPath: path, Handoff: r.handoff}
+	if o.Sockets, err = passedSockets(); err != nil {
+		return err
+	}
+	if !r.config.Leases.Off {
+		ports, err := openPorts(ctx, func(err error) { r.log.Warn("ports", "error", err) })
 		if err != nil {
 			return fmt.Errorf("%w (leases: {off: true} in the configuration does without)", err)
 		}
 		defer ports.Close()
 		o.Leases = ports
 	}
-	d, err := daemon.Start(ctx, config, o)
+	dirErr := makeRuntimeDir(runtimeDir())
+	if dirErr != nil && a.needsRuntimeDir(r.config) {
+		return dirErr
+	}
+	d, err := daemon.Start(ctx, r.config, o)
 	if err != nil {
 		return err
 	}
-	if f.config == "" {
-		load = nil
+	defer r.answer(ctx, d, dirErr)()
+	r.notify(daemon.Ready)
+	if r.began != nil {
+		r.began(d)
 	}
-	reloadUntilDone(ctx, d, hup, load, log)
+	r.wait(ctx, d, hup)
 
 	drain := d.DrainTime()
-	log.Info("stopping", "drain", drain)
+	r.log.Info("stopping", "drain", drain)
 	stopping, stop := stopContext(drain)
 	defer stop()
 	d.Stop(stopping)
-	return errors.Join(a.report(context.Background(), d), d.Close())
+	if r.end != nil {
+		err = r.end(d)
+	}
+	return errors.Join(err, d.Close())
+}
+
+// needsRuntimeDir says whether a service listens in the runtime directory.
+func (a *app) needsRuntimeDir(c daemon.Config) bool {
+	return slices.ContainsFunc(c.Services, func(s daemon.Service) bool { return filepath.Dir(s.Listen.Path) == runtimeDir() })
+}
+
+// passedSockets are those of systemd.
+func passedSockets() (all []service.Socket, err error) {
+	passed, err := activation.Inherited()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range passed {
+		s, err := service.SocketOf(p.File)
+		if err != nil {
+			return nil, fmt.Errorf("socket %s that was passed: %w", p.Name, err)
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// answer has the daemon explain what it relays to ft forward explain, until the
+// function that it returns is called. To do without is no reason not to serve.
+func (r *daemonRun) answer(ctx context.Context, d *daemon.Daemon, dirErr error) (stop func()) {
+	err := dirErr
+	if err == nil {
+		var c *daemon.ControlSocket
+		if c, err = d.ServeControl(ctx, runtimeDir(), r.name); err == nil {
+			return func() { c.Close() }
+		}
+	}
+	r.log.Warn("nobody can ask what is relayed", "error", err)
+	return func() {}
+}
+
+func (r *daemonRun) notify(state string) {
+	if err := daemon.Notify(state); err != nil {
+		r.log.Warn("systemd", "error", err)
+	}
 }
 
 // stopContext bounds the patience with connections that are still busy at the
@@ -131,29 +212,41 @@ func stopContext(patience time.Duration) (context.Context, func()) {
 	}
 }
 
-// reloadUntilDone reads the configuration again at every hup, until ctx ends.
-// Where there is none to read, hup is the end: the terminal was closed.
-func reloadUntilDone(ctx context.Context, d *daemon.Daemon, hup <-chan os.Signal, load func() (daemon.Config, error), log *slog.Logger) {
+// wait reads the configuration again at every hup, until ctx ends or a successor
+// serves. Where there is none to read, hup is the end: the terminal was closed.
+func (r *daemonRun) wait(ctx context.Context, d *daemon.Daemon, hup <-chan os.Signal) {
 	for {
 		select {
 		case <-ctx.Done():
+			r.notify(daemon.Stopping)
+			return
+		case <-d.HandedOver():
+			r.log.Info("handed over to a successor; connections that it cannot take stay here until they end")
+			d.Drain(ctx)
 			return
 		case <-hup:
 		}
-		if load == nil {
+		if r.load == nil {
+			r.notify(daemon.Stopping)
 			return
 		}
-		config, err := load()
-		if err != nil {
-			log.Error("configuration not reloaded, the old one stays in force", "error", err)
-			continue
-		}
-		if err := d.Reload(ctx, config); err != nil {
-			log.Error("not everything of the new configuration works", "error", err)
-			continue
-		}
-		log.Info("configuration reloaded", "services", len(config.Services))
+		r.notify(daemon.Reloading)
+		r.reload(ctx, d)
+		r.notify(daemon.Ready)
 	}
+}
+
+func (r *daemonRun) reload(ctx context.Context, d *daemon.Daemon) {
+	config, err := r.load()
+	if err != nil {
+		r.log.Error("configuration not reloaded, the old one stays in force", "error", err)
+		return
+	}
+	if err := d.Reload(ctx, config); err != nil {
+		r.log.Error("not everything of the new configuration works", "error", err)
+		return
+	}
+	r.log.Info("configuration reloaded", "services", len(config.Services))
 }
 
 func loadConfig(f serveFlags) (daemon.Config, error) {

@@ -5,6 +5,7 @@ package poll
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"syscall"
 	"time"
 )
@@ -45,3 +46,21 @@ func SetNonblock(int) error                        { return errNoEpoll }
 func Lingers(int) bool                             { return false }
 func DoNotLinger(int)                              {}
 func PeerCredentials(int) (Credentials, error)     { return Credentials{}, errNoEpoll }
+
+// Pipe is Linux only.
+type Pipe struct{ R, W, Size int }
+
+func NewPipe(int) (*Pipe, error)                  { return nil, errNoEpoll }
+func (*Pipe) Close()                              {}
+func (*Pipe) Read([]byte) (int, syscall.Errno)    { return 0, syscall.ENOSYS }
+func (*Pipe) Fill(int, int) (int, syscall.Errno)  { return 0, syscall.ENOSYS }
+func (*Pipe) Drain(int, int) (int, syscall.Errno) { return 0, syscall.ENOSYS }
+func NewSocket(netip.Addr) (int, error)           { return -1, errNoEpoll }
+func Bind(int, netip.AddrPort, bool) error        { return errNoEpoll }
+func BindToDevice(int, string) error              { return errNoEpoll }
+func Connect(int, netip.AddrPort) syscall.Errno   { return syscall.ENOSYS }
+func ConnectUnix(int, string) syscall.Errno       { return syscall.ENOSYS }
+func SocketError(int) syscall.Errno               { return syscall.ENOSYS }
+func Unsent(int) int                              { return 0 }
+func SetOOBInline(int) error                      { return errNoEpoll }
+func FileLimit() int                              { return 0 }

@@ -1,16 +1,41 @@
 // Package splice relays streams between pairs of TCP and Unix sockets on event
 // loops, without copying what is much: splice(2).
+//
+//	srv := &splice.Server{Route: splice.Route{Pool: pool}}
+//	err := srv.Serve(ln)
+//
+// A [Server] runs a few event loops, one for each processor, which wait for all
+// sockets with Linux's epoll(7) by way of internal/poll. Both sockets of a pair
+// are one loop's; a pair at rest has no goroutine, no buffer and no pipe, only
+// some 400 bytes.
+//
+// Each direction begins with copying. One that brings much at a time goes over to
+// splice, by a pipe(7) that is taken from a small pool when there are bytes to
+// move and given back, empty, before it waits; only while the receiver takes no
+// more does the pipe stay, with what is in it. How large the pipes are, how many
+// there may be, and when there are none and bytes are copied after all, is in
+// [Server.Stats] and, for each pair, in [Server.Pairs].
+//
+// The end of one direction (FIN) is passed on when everything before it was, and
+// the other goes on. A reset is passed on as a reset. Urgent data (RFC 6093) is
+// passed on in its place among the other, as ordinary bytes.
+//
+// On systems other than Linux Serve and Adopt return an error that wraps
+// [errors.ErrUnsupported].
 package splice
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
 	"net/netip"
-	"os"
+	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/fivetuple/fivetuple"
+	"github.com/fivetuple/fivetuple/internal/quota"
 	"github.com/fivetuple/fivetuple/relay/upstream"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
@@ -24,6 +49,8 @@ type Server struct {
 	Route   Route         // where connections go; SetRoute changes it for new ones
 	Sink    stats.Sink    // where events go; nil discards them
 	Limits  stream.Limits // what it takes on; WriteQueue is not used
+	// IDs is where connection ids come from: servers that follow each other under
+	// one Service share it. nil counts from 1.
 	IDs     *atomic.Uint64
 	Options sockopt.Settings   // set on every accepted connection where the listener's do not carry over
 	Peers   *stream.PeerFilter // who may connect to Unix sockets; nil lets everyone
@@ -31,6 +58,35 @@ type Server struct {
 	Proxies       []netip.Prefix
 	HeaderTimeout time.Duration
 	Loops         int // how many event loops; default GOMAXPROCS
+
+	limits  atomic.Pointer[stream.Limits]
+	route   atomic.Pointer[route]
+	ids     atomic.Uint64    // if IDs is nil
+	epoch   time.Time        // what the loops' clock counts from
+	perConn sockopt.Settings // those of Options that a connection does not have from its listener
+	pipes   pipePool
+	loops   []*loop
+	wg      sync.WaitGroup // the loops
+
+	mode   atomic.Int32  // what the loops are to do
+	paused atomic.Bool   // nothing is accepted until pauseEnds, or a connection ends
+	ended  chan struct{} // closed by Shutdown and Release
+
+	handing   sync.Mutex // held by HandOff, Resume and Release, and while the loops end
+	mu        sync.Mutex // taken inside a loop's, never around it
+	begun     bool       // the loops run
+	closed    bool
+	frozen    chan struct{} // closed when what HandOff froze goes on; nil if nothing is frozen
+	acceptors []*acceptor
+	where     map[uint64]place // the pairs by id
+	unplaced  int              // those of them that have no place yet
+	perSource map[netip.Addr]int
+	bucket    quota.Bucket
+	pause     quota.Backoff
+	pauseEnds int64
+	errors    quota.PerSecond
+	tellLater *time.Timer // says how many errors were only counted
+	saidFull  time.Time   // when it was last said that clients have to wait
 }
 
 // Route is where connections go, and how.
@@ -38,14 +94,15 @@ type Route struct {
 	Pool *upstream.Pool // nil: only Names
 	// Names are pools by the server name of a TLS client's greeting (SNI, RFC 6066
 	// section 3), which is read and passed on, not decrypted: "a.example" or
-	// "*.example". Other names, and clients that do not speak TLS, go to Pool.
+	// "*.example", which is every name below it. Other names, and clients that do
+	// not speak TLS, go to Pool.
 	Names        map[string]*upstream.Pool
 	HelloTimeout time.Duration // until the greeting is whole; default 5 s
 	// FirstPort, if not 0, is the local port that the target's port belongs to:
 	// a connection to the next port goes to the target's next.
 	FirstPort      uint16
 	ConnectTimeout time.Duration    // of each address; default 5 s
-	HalfClosed     time.Duration    // how long a connection may be closed in one direction; default 60 s
+	HalfClosed     time.Duration    // how long a connection may be closed in one direction without a byte in the other; default 60 s
 	ProxyVersion   int              // of the PROXY protocol header that is sent first; 0 is none
 	Source         netip.AddrPort   // to connect from
 	Interface      string           // to connect through
@@ -54,19 +111,299 @@ type Route struct {
 	Rate           int64            // bytes per second of a connection in each direction; 0 is no limit
 }
 
-// Pair is what is to be known of one relayed connection.
-type Pair struct {
-	ID uint64 `json:"id"`
+// Defaults of a [Route] and a [Server].
+const (
+	DefaultHelloTimeout   = 5 * time.Second
+	DefaultConnectTimeout = 5 * time.Second
+	DefaultHalfClosed     = time.Minute
+	DefaultHeaderTimeout  = stream.DefaultHeaderTimeout
+)
+
+// place is where a pair is; the slot is negative until it has one.
+type place struct {
+	loop uint32
+	slot int32
 }
 
-func (s *Server) SetRoute(r Route)                                              {}
-func (s *Server) SetLimits(l stream.Limits)                                     {}
-func (s *Server) Serve(lns ...net.Listener) error                               { return errors.ErrUnsupported }
-func (s *Server) Shutdown(ctx context.Context) error                            { return nil }
-func (s *Server) HandOff(give func(files []*os.File, state []byte) error) error { return nil }
-func (s *Server) Resume() error                                                 { return nil }
-func (s *Server) Release() error                                                { return nil }
-func (s *Server) Adopt(files []*os.File, state []byte) error                    { return errors.ErrUnsupported }
-func (s *Server) Len() int                                                      { return 0 }
-func (s *Server) Cut(id uint64) error                                           { return stream.ErrNoConn }
-func (s *Server) Pairs() []Pair                                                 { return nil }
+// What the loops are to do.
+const (
+	running int32 = iota
+	freezing
+	stopping
+)
+
+// maxErrors is how many Error events a server makes in a second, as package
+// stream has it.
+const maxErrors = 10
+
+// Serve accepts connections on the listeners until Shutdown or Release, and
+// closes them. They are TCP or Unix stream listeners of package net, or embed
+// one. If there are as many as loops, each loop has its own (SO_REUSEPORT,
+// socket(7)); otherwise the loops share them.
+//
+// It returns [stream.ErrServerClosed], or the error that ended accepting for
+// good: net.ErrClosed if a listener was closed by another, which leaves the
+// connections as they are.
+func (s *Server) Serve(lns ...net.Listener) (err error) {
+	defer func() {
+		for _, ln := range lns {
+			ln.Close()
+		}
+	}()
+	if err := s.init(); err != nil {
+		return err
+	}
+	as := make([]*acceptor, len(lns))
+	for i, ln := range lns {
+		if as[i], err = newAcceptor(ln); err != nil {
+			return err
+		}
+	}
+	s.begin()
+	if err := s.listen(as); err != nil {
+		return err
+	}
+	for _, a := range as {
+		s.record(stats.Event{Kind: stats.Listen, Tuple: a.tuple})
+	}
+	err = s.waitFor(as)
+	s.unlisten(as)
+	for _, a := range as {
+		a.ln.Close()
+		s.record(stats.Event{Kind: stats.Close, Tuple: a.tuple})
+	}
+	return err
+}
+
+// init makes the loops, once.
+func (s *Server) init() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return stream.ErrServerClosed
+	}
+	if s.loops != nil {
+		return nil
+	}
+	s.epoch = time.Now()
+	s.perConn = s.Options.PerConn()
+	s.where = make(map[uint64]place)
+	s.perSource = make(map[netip.Addr]int)
+	s.ended = make(chan struct{})
+	s.pause = quota.Backoff{Min: 5 * time.Millisecond, Max: time.Second}
+	s.tellLater = time.AfterFunc(time.Hour, s.recordKeptBack)
+	s.tellLater.Stop()
+	s.pipes.init()
+	if s.limits.Load() == nil {
+		l := s.Limits
+		s.limits.Store(&l)
+	}
+	if s.route.Load() == nil {
+		s.route.Store(newRoute(s.Route))
+	}
+	n := s.Loops
+	if n <= 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	loops := make([]*loop, n)
+	for i := range loops {
+		l, err := newLoop(s, i)
+		if err != nil {
+			for _, l := range loops[:i] {
+				l.poller.Close()
+			}
+			return fmt.Errorf("start an event loop: %w", err)
+		}
+		loops[i] = l
+	}
+	s.loops = loops
+	return nil
+}
+
+// begin starts the loops, once.
+func (s *Server) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begun {
+		return
+	}
+	for _, l := range s.loops {
+		s.begun = true
+		s.wg.Go(l.run)
+	}
+}
+
+// clock is the time since the server began, in nanoseconds.
+func (s *Server) clock() int64 { return int64(time.Since(s.epoch)) }
+
+// allLoops returns the loops, none before Serve.
+func (s *Server) allLoops() []*loop {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.loops
+}
+
+// Len returns how many connections there are.
+func (s *Server) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.where) - s.unplaced
+}
+
+// Cut resets both sides of one connection. An unknown id is [stream.ErrNoConn].
+func (s *Server) Cut(id uint64) error {
+	s.mu.Lock()
+	at, ok := s.where[id]
+	loops := s.loops
+	s.mu.Unlock()
+	if ok && at.slot >= 0 && loops != nil {
+		l := loops[at.loop]
+		l.lock()
+		defer l.unlock()
+		if p := l.table.at(at.slot); p.state != free && p.id == id {
+			l.reset(p, causeCut, nil)
+			return nil
+		}
+	}
+	return fmt.Errorf("connection %d: %w", id, stream.ErrNoConn)
+}
+
+// SetLimits changes the limits for connections from now on; the timeouts apply
+// to those that exist as well.
+func (s *Server) SetLimits(limits stream.Limits) {
+	s.limits.Store(&limits)
+	for _, l := range s.allLoops() {
+		l.each(l.arm)
+	}
+	s.acceptAgain()
+}
+
+// SetRoute changes the route for connections accepted from now on.
+func (s *Server) SetRoute(r Route) { s.route.Store(newRoute(r)) }
+
+// Shutdown closes the listeners, lets connections come to rest, and returns
+// when all have ended. A connection on which nothing has moved for a quarter of
+// a second, and in which nothing is on its way, is closed; those still busy when
+// ctx ends are reset. The error is ctx's if any had to be.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	already := s.closed
+	s.closed = true
+	as := s.acceptors
+	if s.ended != nil && !already {
+		close(s.ended)
+	}
+	s.mu.Unlock()
+	s.Resume() // whatever stands still
+	s.unlisten(as)
+	for _, a := range as {
+		a.ln.Close()
+	}
+	var err error
+	if !s.drain(ctx) {
+		err = ctx.Err()
+	}
+	s.handing.Lock()
+	s.stop()
+	s.handing.Unlock()
+	s.recordKeptBack()
+	return err
+}
+
+// drain closes pairs as they fall quiet, and resets the rest when ctx ends. It
+// reports whether none had to be reset.
+func (s *Server) drain(ctx context.Context) bool {
+	const quiet = 250 * time.Millisecond
+	tick := time.NewTicker(quiet / 5)
+	defer tick.Stop()
+	for {
+		s.mu.Lock()
+		left := s.unplaced
+		s.mu.Unlock()
+		for _, l := range s.allLoops() {
+			l.each(func(p *pair) {
+				if l.now-p.active >= int64(quiet) && p.state != connecting && !p.sending() {
+					l.close(p, causeDrained, nil)
+				} else {
+					left++
+				}
+			})
+		}
+		if left == 0 {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			for _, l := range s.allLoops() {
+				l.each(func(p *pair) { l.reset(p, causeShutdown, nil) })
+			}
+			return false
+		}
+	}
+}
+
+// stop ends the loops and waits for them. s.handing is held.
+func (s *Server) stop() {
+	s.mode.Store(stopping)
+	for _, l := range s.allLoops() {
+		l.poller.Wake()
+	}
+	s.wg.Wait()
+	for _, l := range s.allLoops() {
+		l.end()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tellLater != nil {
+		s.tellLater.Stop()
+	}
+	s.loops = nil
+}
+
+func (s *Server) nextID() uint64 {
+	if s.IDs != nil {
+		return s.IDs.Add(1)
+	}
+	return s.ids.Add(1)
+}
+
+func (s *Server) record(e stats.Event) {
+	if s.Sink == nil {
+		return
+	}
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	e.Service = s.Service
+	s.Sink.Record(e)
+}
+
+// mayRecordError says whether another error may be recorded in this second; if
+// not, it is counted.
+func (s *Server) mayRecordError() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.errors.Take(time.Now(), maxErrors) {
+		return true
+	}
+	s.tellLater.Reset(time.Second)
+	return false
+}
+
+// recordError records an error, or counts it if there were many in this second.
+func (s *Server) recordError(tuple fivetuple.Tuple, err error) {
+	if s.mayRecordError() {
+		s.record(stats.Event{Kind: stats.Error, Tuple: tuple, Err: err.Error()})
+	}
+}
+
+// recordKeptBack says how many errors were only counted.
+func (s *Server) recordKeptBack() {
+	s.mu.Lock()
+	n := s.errors.KeptBack(time.Now().Add(time.Second)) // all of it
+	s.mu.Unlock()
+	if n > 0 {
+		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors", n)})
+	}
+}
