@@ -4,15 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/activation"
 	"github.com/fivetuple/fivetuple/daemon"
 	"github.com/fivetuple/fivetuple/service"
 	"github.com/fivetuple/fivetuple/stats"
@@ -26,6 +22,7 @@ type forwardFlags struct {
 	workers int
 	handoff string
 	drain   time.Duration
+	user    string
 }
 
 func (a *app) forward() *cobra.Command {
@@ -40,8 +37,8 @@ LISTEN is on loopback unless it says otherwise; a range of ports goes to as many
 A file of rules has a line for each, LISTEN TARGET... and flags; SIGHUP reads it
 again, and connections of a rule that stays notice nothing.
 
-Only --file, --verbose, --handoff, --workers and --drain are for all rules; the
-other flags are for one.`,
+Only --file, --verbose, --handoff, --workers, --drain and --user are for all rules;
+the other flags are for one.`,
 		Example: `  ft forward 8080 10.0.0.5:80
   ft forward :443 10.0.0.5:443 10.0.0.6:443 --check 2s --allow 192.0.2.0/24
   ft forward udp://:53 10.0.0.2:53`,
@@ -68,6 +65,7 @@ other flags are for one.`,
 	fl.StringVar(&f.handoff, "handoff", "", "take over sockets and connections from the ft that has this control `socket`, and have it for the next one")
 	fl.IntVar(&f.workers, "workers", 0, "forward by this many `processes` on one port; those that die are replaced")
 	fl.DurationVar(&f.drain, "drain", 10*time.Second, "how long connections may go on after the order to stop")
+	fl.StringVar(&f.user, "user", "", "once the sockets are open become this `user[:group]`, and see no more files than needed (Landlock)")
 	f.rule.register(fl)
 	c.AddCommand(a.forwardExplain())
 	return c
@@ -93,9 +91,6 @@ func (a *app) runForward(ctx context.Context, f forwardFlags, rules []rule) erro
 	if f.workers != 0 {
 		return a.forwardWorkers(ctx, f, rules)
 	}
-	hup := make(chan os.Signal, 1) // from before the start until after the stop
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	for i := range rules {
 		a.noteExposure(&rules[i])
 	}
@@ -103,55 +98,34 @@ func (a *app) runForward(ctx context.Context, f forwardFlags, rules []rule) erro
 	if err != nil {
 		return err
 	}
-	o, closeLeases, err := a.forwardOptions(ctx, f)
-	if err != nil {
-		return err
-	}
-	defer closeLeases()
-	began := time.Now()
-	d, err := daemon.Start(ctx, config, o)
-	if err != nil {
-		return err
-	}
-	a.noteRules(d, rules)
-	a.forwardUntilDone(ctx, f, d, hup)
-	stopping, stop := stopContext(f.drain)
-	defer stop()
-	d.Stop(stopping)
-	err = d.Close()
-	a.noteForwarded(d, time.Since(began))
-	return err
-}
-
-// forwardOptions are what the daemon needs beside its configuration.
-func (a *app) forwardOptions(ctx context.Context, f forwardFlags) (o daemon.Options, done func(), err error) {
 	level := slog.LevelWarn
 	if f.verbose {
 		level = slog.LevelDebug
 	}
-	o = daemon.Options{Log: slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})), Handoff: f.handoff}
-	sockets, err := activation.Inherited()
-	if err != nil {
-		return o, nil, err
+	r := daemonRun{
+		name: "forward", config: config, handoff: f.handoff,
+		log: slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})),
+		began: func(d *daemon.Daemon) error {
+			a.noteRules(d, rules)
+			return a.confineForward(f, rules)
+		},
 	}
-	for _, s := range sockets {
-		socket, err := service.SocketOf(s.File)
-		if err != nil {
-			return o, nil, fmt.Errorf("socket %s that was passed: %w", s.Name, err)
-		}
-		o.Sockets = append(o.Sockets, socket)
+	if f.file != "" {
+		r.load = func() (daemon.Config, error) { return a.loadRules(f) }
+		r.reloaded = func(c daemon.Config) { a.note("rules read again: %s", plural(len(c.Services), "rule")) }
 	}
-	ports, err := openPorts(ctx, func(err error) { o.Log.Warn("ports", "error", err) })
-	if err != nil {
-		return o, nil, err
+	start := time.Now()
+	r.end = func(d *daemon.Daemon) error {
+		a.noteForwarded(d, time.Since(start))
+		return nil
 	}
-	o.Leases = ports
-	return o, func() { ports.Close() }, nil
+	return a.runDaemon(ctx, r)
 }
 
 // config is that of a daemon with a service for each rule.
 func (f *forwardFlags) config(rules []rule) (daemon.Config, error) {
-	c := daemon.Config{History: daemon.History{Off: true}}
+	c := daemon.Config{History: daemon.History{Off: true}, Drain: daemon.Duration{Duration: f.drain}}
+	c.Leases.Off = f.user != "" // another user can write no registry of this one
 	for i := range rules {
 		s, err := rules[i].service()
 		if err != nil {
@@ -162,45 +136,15 @@ func (f *forwardFlags) config(rules []rule) (daemon.Config, error) {
 	return c, nil
 }
 
-// forwardUntilDone reads the rules again at every hup, until ctx ends or a successor
-// has taken over.
-func (a *app) forwardUntilDone(ctx context.Context, f forwardFlags, d *daemon.Daemon, hup <-chan os.Signal) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-d.HandedOver():
-			a.note("handed over to a successor; connections that it cannot take stay here until they end")
-			d.Drain(ctx)
-			return
-		case <-hup:
-		}
-		if f.file == "" {
-			return // the terminal was closed
-		}
-		if err := a.reloadRules(ctx, f, d); err != nil {
-			a.note("rules: %v", err)
-		}
-	}
-}
-
-func (a *app) reloadRules(ctx context.Context, f forwardFlags, d *daemon.Daemon) error {
+func (a *app) loadRules(f forwardFlags) (daemon.Config, error) {
 	rules, err := readRules(f.file)
-	var config daemon.Config
-	if err == nil {
-		config, err = f.config(rules)
-	}
 	if err != nil {
-		return fmt.Errorf("not read again, the old ones stay in force: %w", err)
+		return daemon.Config{}, err
 	}
 	for i := range rules {
 		a.noteExposure(&rules[i])
 	}
-	if err := d.Reload(ctx, config); err != nil {
-		return fmt.Errorf("not everything in the new ones works: %w", err)
-	}
-	a.note("rules read again: %s", plural(len(rules), "rule"))
-	return nil
+	return f.config(rules)
 }
 
 // noteExposure says what a rule opens, and what it needs from the rest of the host.

@@ -106,8 +106,10 @@ type daemonRun struct {
 	load    func() (daemon.Config, error) // the configuration again, at SIGHUP; nil: that is the end
 	handoff string                        // path of the control socket for successors; "" for none
 	log     *slog.Logger
-	began   func(*daemon.Daemon)       // everything is served; may be nil
+	began   func(*daemon.Daemon) error // everything is served; may be nil; an error is the end
 	end     func(*daemon.Daemon) error // after the stop; may be nil
+	// reloaded is told of a configuration that is in force now; may be nil.
+	reloaded func(daemon.Config)
 }
 
 func (a *app) runDaemon(ctx context.Context, r daemonRun) error {
@@ -143,11 +145,13 @@ func (a *app) runDaemon(ctx context.Context, r daemonRun) error {
 		return err
 	}
 	defer r.answer(ctx, d, dirErr)()
-	r.notify(daemon.Ready)
 	if r.began != nil {
-		r.began(d)
+		err = r.began(d)
 	}
-	r.wait(ctx, d, hup)
+	if err == nil {
+		r.notify(daemon.Ready)
+		r.wait(ctx, d, hup)
+	}
 
 	drain := d.DrainTime()
 	r.log.Info("stopping", "drain", drain)
@@ -155,7 +159,7 @@ func (a *app) runDaemon(ctx context.Context, r daemonRun) error {
 	defer stop()
 	d.Stop(stopping)
 	if r.end != nil {
-		err = r.end(d)
+		err = errors.Join(err, r.end(d))
 	}
 	return errors.Join(err, d.Close())
 }
@@ -247,6 +251,9 @@ func (r *daemonRun) reload(ctx context.Context, d *daemon.Daemon) {
 		return
 	}
 	r.log.Info("configuration reloaded", "services", len(config.Services))
+	if r.reloaded != nil {
+		r.reloaded(config)
+	}
 }
 
 func loadConfig(f serveFlags) (daemon.Config, error) {

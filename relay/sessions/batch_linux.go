@@ -63,6 +63,9 @@ func newInbox() (*inbox, error) {
 
 func (b *inbox) free() { unix.Munmap(b.mem) }
 
+// forget gives back the memory of what was received.
+func (b *inbox) forget() { unix.Madvise(b.mem, unix.MADV_DONTNEED) }
+
 // fromClients receives into all slots.
 func (b *inbox) fromClients(fd int) ([]mmsghdr, syscall.Errno) {
 	n, errno := receiveMany(fd, b.clients[:])
@@ -277,6 +280,10 @@ func (l *loop) notSent(i int, errno syscall.Errno) bool {
 			errno = failed
 		}
 	}
+	if a.count == 1 && errno == unix.EMSGSIZE && !o.down {
+		takeErrors(o.fd) // it may be of an earlier datagram
+		lost, bytes, errno = l.sendPieces(i)
+	}
 	s := l.table.find(uint64(a.gen)<<32 | uint64(uint32(a.slot)))
 	if s == nil {
 		return o.down
@@ -322,7 +329,7 @@ func (l *loop) sendPieces(i int) (lost, bytes int, failed syscall.Errno) {
 	one.SetIovlen(1)
 	one.SetControllen(a.source)
 	for _, v := range iovs {
-		for at := 0; at < int(v.Len); at += a.seg {
+		for at := 0; at < int(v.Len) || at == 0; at += max(a.seg, 1) {
 			l.piece.iov.Base = (*byte)(unsafe.Add(unsafe.Pointer(v.Base), at))
 			size := min(a.seg, int(v.Len)-at)
 			l.piece.iov.SetLen(size)

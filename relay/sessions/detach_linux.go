@@ -28,17 +28,24 @@ func detach(fds []int) {
 		return
 	}
 	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	for _, name := range names {
-		if link, err := os.Readlink("/proc/self/fd/" + name); err != nil || link != "anon_inode:[eventpoll]" {
-			continue
+	for left := len(fds); left > 0; {
+		names, err := dir.Readdirnames(64) // it is among the first
+		for _, name := range names {
+			if link, err := os.Readlink("/proc/self/fd/" + name); err != nil || link != "anon_inode:[eventpoll]" {
+				continue
+			}
+			epoll, err := strconv.Atoi(name)
+			if err != nil {
+				continue
+			}
+			for _, fd := range fds {
+				if unix.EpollCtl(epoll, unix.EPOLL_CTL_DEL, fd, nil) == nil {
+					left--
+				}
+			}
 		}
-		epoll, err := strconv.Atoi(name)
 		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			unix.EpollCtl(epoll, unix.EPOLL_CTL_DEL, fd, nil)
+			return
 		}
 	}
 }

@@ -398,3 +398,36 @@ func TestWhatCannotBeAdopted(t *testing.T) {
 	}
 	s.Release()
 }
+
+// Another program, or this one with another service on the port, knows no trains.
+func TestASocketThatIsHandedOverIsAPlainOne(t *testing.T) {
+	g := newTarget(t, "127.0.0.1:0")
+	s := &Server{Route: Route{Pool: pool(t, g.addr)}}
+	ln := listen(t, "udp://127.0.0.1:0")
+	at := addrOf(ln)
+	serve(t, s, ln)
+	c := client(t, at)
+	send(t, c, []byte("hello"))
+	g.take(t)
+	unpackNowhere(pack(t, s))
+	next := copyOf(t, ln)
+	defer next.Close()
+	train(t, c, nil, pattern(2000), 100)
+	next.SetReadDeadline(time.Now().Add(patience))
+	var p datagram.Packet
+	for i := range 20 {
+		if err := next.Receive(&p); err != nil || len(p.Data) != 100 {
+			t.Fatalf("datagram %d has %d bytes, %v", i, len(p.Data), err)
+		}
+	}
+	s.Resume()
+	train(t, c, nil, pattern(2000), 100)
+	for range 20 {
+		if b, _ := g.take(t); len(b) != 100 {
+			t.Fatalf("got %d bytes", len(b))
+		}
+	}
+	if n := s.Stats().In.Batches[0]; n != 2 {
+		t.Errorf("%d single messages, want the first and a train that came whole", n)
+	}
+}

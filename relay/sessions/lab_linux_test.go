@@ -19,7 +19,7 @@ import (
 // namespace of its thread, so the server runs on one that stays in the host.
 func serveIn(t *testing.T, h *lab.Host, s *Server, endpoint string) (at netip.AddrPort) {
 	t.Helper()
-	s.inNamespace = func(f func()) { h.Do(t, f) }
+	s.within = func(run func()) { h.Do(t, run) }
 	var ln *datagram.Conn
 	h.Do(t, func() { ln = listen(t, endpoint) })
 	at = addrOf(ln)

@@ -55,7 +55,6 @@ type loop struct {
 
 	inFlow, outFlow       Flow
 	dropped, refused, cut uint64
-	saidNoRoom            int64
 
 	// The goroutine's own.
 	spare     []uint64
@@ -228,6 +227,9 @@ func (l *loop) shrink() {
 	if cap(l.later) > small && len(l.later) == 0 {
 		l.later, l.spare = nil, nil
 	}
+	if l.table.used == 0 {
+		l.in.forget()
+	}
 }
 
 func (l *loop) recordEvents() {
@@ -329,6 +331,11 @@ func (l *loop) finish() {
 	l.now = l.server.clock()
 	l.sendAllWaiting()
 	l.eachNow(func(c *session) { l.end(c, causeShutdown, nil) })
+	for _, p := range l.ports {
+		if p != nil {
+			p.restore()
+		}
+	}
 	if !l.ended {
 		l.ended = true
 		l.poller.Close()
@@ -368,6 +375,7 @@ func (l *loop) removePort(p *port) {
 		}
 	})
 	l.poller.Remove(p.fd) // the socket may live on, and would go on telling
+	p.restore()
 	l.ports[p.index] = nil
 	l.sockets.Add(-1)
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -252,10 +251,4 @@ func descriptors(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return len(entries)
-}
-
-// counter counts what reaches a target, in order.
-type counter struct {
-	n   atomic.Int64
-	bad atomic.Int64
 }

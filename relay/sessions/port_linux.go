@@ -68,7 +68,7 @@ func (p *port) open(s *Server, fd int) (err error) {
 	p.tuple = udp(p.addr, netip.AddrPort{})
 	a := p.addr.Addr()
 	p.any = a.IsUnspecified()
-	if !p.any && !a.IsMulticast() { // nothing is sent from a group
+	if !a.IsMulticast() { // nothing is sent from a group
 		p.local = a.As16()
 	}
 	if p.cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE); err != nil {
@@ -87,7 +87,7 @@ func (p *port) prepare(s *Server) error {
 	if err := reportErrors(p.fd, p.v6, false); err != nil { // what clients' hosts answer ends nothing
 		return err
 	}
-	if err := reportDestination(p.fd, p.v6, p.any || p.addr.Addr().IsMulticast()); err != nil {
+	if err := reportDestination(p.fd, p.v6, p.any); err != nil {
 		return err
 	}
 	if !s.without.gro {

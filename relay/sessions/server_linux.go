@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime"
@@ -44,14 +45,17 @@ type engine struct {
 	frozen    chan struct{} // closed when what HandOff froze goes on; nil if nothing is frozen
 	strays    []*stray      // adopted sessions whose listening socket has not come yet
 	perSource map[netip.Addr]int
-	bucket    quota.Bucket
-	errors    quota.PerSecond
-	tellLater *time.Timer // says how many errors were only counted
-	saidFull  time.Time   // when it was last said that sessions have to make room
+	// mostSources is how many there have been since perSource was made.
+	mostSources int
+	bucket      quota.Bucket
+	errors      quota.PerSecond
+	tellLater   *time.Timer // says how many errors were only counted
+	saidFull    time.Time   // when it was last said that sessions have to make room
 
-	// For tests: what the kernel is made to lack, or to answer.
+	// For tests: what the kernel is made to lack, or to answer; and where loops run.
 	without struct{ gso, gro bool }
 	failGSO syscall.Errno
+	within  func(func())
 }
 
 // What the loops are to do.
@@ -179,7 +183,11 @@ func (s *Server) loopForAnother() (*loop, error) {
 		return nil, fmt.Errorf("start an event loop: %w", err)
 	}
 	s.loops = append(slices.Clip(s.loops), l)
-	s.wg.Go(l.run)
+	if s.within == nil {
+		s.wg.Go(l.run)
+	} else {
+		s.wg.Go(func() { s.within(l.run) })
+	}
 	return l, nil
 }
 
@@ -304,16 +312,21 @@ func (s *Server) admit(client netip.AddrPort) (full bool, refused refusal) {
 	case s.bucket.Take(limits.SessionRate, time.Now()) > 0:
 		return false, refusedRate
 	}
-	s.perSource[from]++
+	s.addSource(from)
 	return s.count.Add(1) > int64(s.maxSessions(limits)), admitted
 }
 
 // enter counts a session whatever the limits.
 func (s *Server) enter(client netip.AddrPort) {
 	s.mu.Lock()
-	s.perSource[acl.Source(client)]++
+	s.addSource(acl.Source(client))
 	s.mu.Unlock()
 	s.count.Add(1)
+}
+
+func (s *Server) addSource(from netip.Addr) {
+	s.perSource[from]++
+	s.mostSources = max(s.mostSources, len(s.perSource))
 }
 
 // leave counts the end of one.
@@ -324,8 +337,9 @@ func (s *Server) leave(client netip.AddrPort) {
 		s.perSource[from] = n - 1
 	} else {
 		delete(s.perSource, from)
-		if len(s.perSource) == 0 {
-			s.perSource = make(map[netip.Addr]int) // a map keeps the room of its largest time
+		if len(s.perSource) < s.mostSources/4 { // a map keeps the room of its largest time
+			s.perSource = maps.Collect(maps.All(s.perSource))
+			s.mostSources = len(s.perSource)
 		}
 	}
 	s.mu.Unlock()
