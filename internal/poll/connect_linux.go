@@ -21,11 +21,11 @@ func NewSocket(to netip.Addr) (int, error) {
 	case to.Is6():
 		family = unix.AF_INET6
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+	fd, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if errno != 0 {
+		return -1, os.NewSyscallError("socket", errno)
 	}
-	return fd, nil
+	return int(fd), nil
 }
 
 // Bind gives a TCP socket the address to connect from. Without a port the kernel
@@ -96,8 +96,7 @@ func ConnectUnix(fd int, path string) syscall.Errno {
 
 func connect(fd int, sa *unix.RawSockaddrAny, size uint32) syscall.Errno {
 	for {
-		// By way of the scheduler: over the loopback the peer's side is done in this call.
-		_, _, errno := syscall.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(size))
+		_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(size))
 		if errno != unix.EINTR {
 			return errno
 		}
@@ -150,8 +149,25 @@ func Unsent(fd int) int {
 	return n
 }
 
-// SetOOBInline leaves urgent data in its place among the other (SO_OOBINLINE,
-// socket(7)).
-func SetOOBInline(fd int) error {
-	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1))
+// ForRelay makes a TCP socket one that passes on what comes as it comes: small
+// segments at once (TCP_NODELAY, tcp(7)), and urgent data in its place among the
+// other (SO_OOBINLINE, socket(7)).
+func ForRelay(fd int) error {
+	one := int32(1)
+	for _, o := range [2][2]uintptr{{unix.IPPROTO_TCP, unix.TCP_NODELAY}, {unix.SOL_SOCKET, unix.SO_OOBINLINE}} {
+		if _, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), o[0], o[1], uintptr(unsafe.Pointer(&one)), 4, 0); errno != 0 {
+			return os.NewSyscallError("setsockopt", errno)
+		}
+	}
+	return nil
+}
+
+// CloseAtOnce is [Close], or [Reset], of a socket whose closing does not wait, made
+// without telling Go's scheduler.
+func CloseAtOnce(fd int, reset bool) {
+	if reset {
+		l := unix.Linger{Onoff: 1}
+		unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&l)), unix.SizeofLinger, 0)
+	}
+	unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 }

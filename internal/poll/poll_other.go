@@ -62,5 +62,6 @@ func Connect(int, netip.AddrPort) syscall.Errno   { return syscall.ENOSYS }
 func ConnectUnix(int, string) syscall.Errno       { return syscall.ENOSYS }
 func SocketError(int) syscall.Errno               { return syscall.ENOSYS }
 func Unsent(int) int                              { return 0 }
-func SetOOBInline(int) error                      { return errNoEpoll }
+func ForRelay(int) error                          { return errNoEpoll }
+func CloseAtOnce(int, bool)                       {}
 func FileLimit() int                              { return 0 }

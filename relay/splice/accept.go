@@ -490,8 +490,7 @@ func (l *loop) settle(n *newcomer) {
 	switch {
 	case err != nil:
 	case n.tcp:
-		poll.SetNoDelay(n.fd) // as package net does; Options may take it back
-		poll.SetOOBInline(n.fd)
+		poll.ForRelay(n.fd) // Options may take it back
 		_, err = sockopt.Apply(n.fd, l.server.perConn...)
 	default: // a Unix socket has nothing from its listener
 		_, err = sockopt.Apply(n.fd, l.server.Options...)

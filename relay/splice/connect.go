@@ -142,9 +142,9 @@ func (l *loop) open(p *pair) (err error, own bool) {
 // prepare sets what a TCP socket needs to connect as the route has it.
 func (l *loop) prepare(p *pair, fd int) error {
 	r := p.route
-	err := errors.Join(poll.SetNoDelay(fd), poll.SetOOBInline(fd))
-	if r.Interface != "" {
-		err = errors.Join(err, poll.BindToDevice(fd, r.Interface))
+	err := poll.ForRelay(fd)
+	if err == nil && r.Interface != "" {
+		err = poll.BindToDevice(fd, r.Interface)
 	}
 	if err != nil {
 		return err

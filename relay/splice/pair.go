@@ -269,7 +269,7 @@ func (l *loop) breakOff(p *pair, gone side, why cause, err error) {
 		l.reset(p, why, err)
 		return
 	}
-	poll.Reset(int(p.fd[gone]))
+	poll.CloseAtOnce(int(p.fd[gone]), true)
 	p.fd[gone] = -1
 	for s := range p.flows {
 		l.forget(&p.flows[s])
@@ -311,15 +311,13 @@ func (l *loop) remove(p *pair, why cause, err error, hard bool) {
 	for s, fd := range p.fd {
 		switch {
 		case fd < 0:
-		case p.err[s] != 0: // it is closed already
-			poll.Close(int(fd))
 		case hard || p.flows[side(s).other()].waiting():
-			poll.Reset(int(fd))
+			poll.CloseAtOnce(int(fd), p.err[s] == 0) // or it is reset already
 		default:
 			if side(s) == client && p.is(lingers) { // the loop has no time to wait
 				poll.DoNotLinger(int(fd))
 			}
-			poll.Close(int(fd))
+			poll.CloseAtOnce(int(fd), false)
 		}
 	}
 	id, from := p.id, p.source()
