@@ -143,12 +143,19 @@ func (b *forwardBench) start(f forwarder, network, target string, at place) (*fo
 	defer log.Close()
 	r.cmd = pinned(at.cpu, command)
 	r.cmd.Stdout, r.cmd.Stderr = log, log
-	r.cmd.Env = append(os.Environ(), "HOME="+b.folder)
+	state := filepath.Join(b.folder, fmt.Sprintf("%d.state", port)) // ft's registry of ports
+	if err := os.Mkdir(state, 0o700); err != nil {
+		return nil, err
+	}
+	r.cmd.Env = append(os.Environ(), "STATE_DIRECTORY="+state, "RUNTIME_DIRECTORY="+state, "FT_CLAIMS_DIR=none")
 	// SIGTERM, so that it ends its children. Of socat's those that still have a
 	// connection are ended as a group.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	if at.ordinary && hasUser(nobody) {
 		r.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+		if err := os.Chown(state, nobody, nobody); err != nil {
+			return nil, err
+		}
 	}
 	if err := r.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%w: apt-get install %s", err, f.packages)

@@ -30,7 +30,7 @@ import (
 func (a *app) forwardExplain() *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain [CONN]",
-		Short: "What every running relay does, and which side of a connection is slow",
+		Short: "What running relays do, and which side is slow",
 		Long: `explain asks the relays of this user, or for root of everybody, what they do: the
 state of every target, the connections and UDP sessions, which engine serves each
 and why, and who is waited for. With CONN, a number or an address, it tells of that

@@ -26,6 +26,15 @@ import (
 	"github.com/fivetuple/fivetuple/sockdiag"
 )
 
+// ownRegistry keeps ft from the registry of ports of the machine.
+func ownRegistry(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	t.Setenv("STATE_DIRECTORY", filepath.Join(dir, "state"))
+	t.Setenv("RUNTIME_DIRECTORY", filepath.Join(dir, "run"))
+	t.Setenv("FT_CLAIMS_DIR", "none")
+}
+
 // needs fails the test if a program is missing, with the command that installs it.
 func needs(t *testing.T, debian string, programs ...string) {
 	t.Helper()
@@ -86,6 +95,7 @@ func sameBytes(t *testing.T, what string, got, want []byte) {
 
 func TestForwardCarriesRedis(t *testing.T) {
 	needs(t, "redis-server redis-tools", "redis-server", "redis-cli", "redis-benchmark")
+	ownRegistry(t)
 	place := newPlace(t)
 	server := startProgram(t, place, "redis-server", "--bind", "127.0.0.1", "--port", place.replace("PORT"), "--unixsocket", place.replace("DIR/s"), "--save", "", "--dir", place.dir)
 	server.awaitListening(t, fivetuple.TCP)
@@ -151,6 +161,7 @@ func TestForwardCarriesPostgreSQL(t *testing.T) {
 	}
 	bin := found[len(found)-1] + "/"
 	needs(t, "postgresql", bin+"initdb", bin+"postgres", bin+"pgbench", bin+"psql")
+	ownRegistry(t)
 	place := newPlace(t)
 	// It refuses to be root, as one is in the lab: there it is another user of the same files.
 	user := []string{"unshare", "--user", "--ipc", "--map-user=65534", "--map-group=65534", "--"}
@@ -233,6 +244,7 @@ http {
 
 func TestForwardCarriesHTTP(t *testing.T) {
 	needs(t, "nginx curl", "nginx", "curl")
+	ownRegistry(t)
 	place := newPlace(t)
 	large := randomBytes(1, 64<<20)
 	place.write(t, "large", large)
@@ -443,6 +455,7 @@ func zoneText(i, n int) string { return strings.Repeat(fmt.Sprintf("text %03d ",
 
 func TestForwardCarriesDNS(t *testing.T) {
 	needs(t, "bind9 bind9-dnsutils", "named", "dig")
+	ownRegistry(t)
 	place := newPlace(t)
 	place.write(t, "named.conf", []byte(place.replace(namedConfig)))
 	place.write(t, "zone", []byte(zoneFile()))

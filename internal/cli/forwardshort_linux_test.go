@@ -20,6 +20,7 @@ import (
 // and the other descriptors and the memory that it had after a tenth.
 func TestShortConnectionsLeaveNothingBehind(t *testing.T) {
 	n := fromEnv("FT_SHORT", 20_000)
+	ownRegistry(t)
 	target := listenEcho(t)
 	l := startForward(t, "127.0.0.1:0", target)
 	began, before := time.Now(), usageOf(t, l.Process.Pid)

@@ -133,15 +133,6 @@ func (x *flow) is(f flowFlags) bool { return x.flags&f != 0 }
 
 func (x *flow) waiting() bool { return x.held > 0 || x.buffer != nil }
 
-// size is how many bytes wait.
-func (x *flow) size() int {
-	n := int(x.held)
-	if x.buffer != nil {
-		n += len(x.buffer.rest)
-	}
-	return n
-}
-
 // cause is why a connection ended.
 type cause uint8
 
