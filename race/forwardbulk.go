@@ -99,7 +99,7 @@ func (b *forwardBench) startIperf() (*forwarding, error) {
 
 // underWay is what may still be under way of a connection when iperf3 looks, which
 // does not wait for it: the buffers of two legs, by tcp_wmem and tcp_rmem.
-const underWay = 32 << 20
+const underWay = 64 << 20
 
 // iperf runs an iperf3 client through the forwarder.
 func (b *forwardBench) iperf(r *forwarding, connections int) (transfer, error) {

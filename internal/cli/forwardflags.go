@@ -113,6 +113,9 @@ func (f *ruleFlags) config(args []string) (c relay.Config, err error) {
 	c.ConnectTimeout, c.HalfClosed, c.FirstReply, c.Rate = f.connectTimeout, f.halfClosed, f.firstReply, int64(f.rate)
 	c.ProxyVersion, c.Interface, c.Transparent, c.Options = f.sendProxy, f.iface, f.transparent, f.targetOptions
 	c.Faults = f.faults.Config
+	if c.Listen.Network.IsDatagram() {
+		c.Idle = f.limits.IdleTimeout
+	}
 	if c.Source, err = parseSource("--bind-source", f.source); err != nil {
 		return c, err
 	}
