@@ -10,9 +10,14 @@ FUZZ    ?= 30000x
 # Where an ordinary user's PATH lacks them: nft, ip.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-# Programs that the tests run as peers and referees, and the Debian packages they are in.
-TOOLS    = ip ss nft nc ncat socat openssl curl gcc taskset setpriv unshare mount script nmap strace python3 lsof netstat
-PACKAGES = iproute2 nftables netcat-openbsd ncat socat openssl curl gcc libc6-dev util-linux mount bsdutils netbase nmap strace python3 lsof net-tools
+# Programs that the tests and races run as peers and referees, files that they need
+# besides, and the Debian packages all these are in.
+TOOLS    = ip ss nft nc ncat socat openssl curl gcc taskset setpriv unshare mount script nmap strace python3 lsof netstat \
+           haproxy nginx iperf3 redis-server redis-cli redis-benchmark named dig
+FILES    = /etc/services /usr/lib/nginx/modules/ngx_stream_module.so \
+           /usr/lib/postgresql/*/bin/initdb /usr/lib/postgresql/*/bin/postgres /usr/lib/postgresql/*/bin/psql /usr/lib/postgresql/*/bin/pgbench
+PACKAGES = iproute2 nftables netcat-openbsd ncat socat openssl curl gcc libc6-dev util-linux mount bsdutils netbase nmap strace python3 lsof net-tools \
+           haproxy nginx libnginx-mod-stream iperf3 redis-server redis-tools postgresql bind9 bind9-dnsutils
 
 help: ## print this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -30,10 +35,12 @@ install: ## install ft in $(DESTDIR)$(PREFIX)/bin
 test: tools lint unit load fuzz cross race-check ## everything that must pass: lint, tests, fuzzing, cross builds
 
 tools: ## install the Debian packages that the tests need, or say which
-	@missing=""; test -e /etc/services || missing=" /etc/services"; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	@missing=""; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	for f in $(FILES); do test -e "$$f" || missing="$$missing $$f"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null || exit 1; \
+	    if [ -d /run/systemd/system ]; then echo "Debian has started servers that no test uses: systemctl disable --now haproxy nginx redis-server postgresql named"; fi; \
 	  else \
 	    echo "the tests need$$missing: sudo apt-get install $(PACKAGES)" >&2; exit 1; \
 	  fi; \

@@ -55,7 +55,7 @@ type forwardBench struct {
 
 // The ports of forwarders are fixed, since HAProxy and nginx do not say which one
 // the kernel chose. The kernel leaves these alone in the namespace of the races.
-const firstPort, lastPort = 20_000, 20_999
+const firstPort, lastPort = 20_000, 24_999
 
 func newForwardBench(s settings) (*forwardBench, error) {
 	for path, value := range map[string]string{
@@ -376,4 +376,12 @@ func (g goal) verdict(ratio float64) string {
 		return fmt.Sprintf("%.2f, target %.2f: %s", ratio, g.most, met[ratio <= g.most])
 	}
 	return fmt.Sprintf("%.2f", ratio)
+}
+
+// many is "1 client", "2 clients".
+func many(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -46,13 +46,13 @@ func (b *forwardBench) bulk() error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("bulk, %d connections: %w", connections, err)
+			return fmt.Errorf("bulk, %s: %w", many(connections, "connection"), err)
 		}
 		if b.short {
-			fmt.Printf("forward: bulk, %d connections: all forwarders pass it\n", connections)
+			fmt.Printf("forward: bulk, %s: all forwarders pass it\n", many(connections, "connection"))
 			continue
 		}
-		fmt.Printf("forward: bulk by iperf3 over %d connections, medians of %d rounds\n", connections, b.rounds)
+		fmt.Printf("forward: bulk by iperf3 over %s, medians of %d rounds\n", many(connections, "connection"), b.rounds)
 		printBulk(all, outcomes, connections)
 	}
 	return nil

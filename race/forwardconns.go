@@ -22,14 +22,14 @@ type churn struct {
 // shortConnections measures how many connections per second come about, carry a
 // byte each way and are closed, 32 of them in flight.
 func (b *forwardBench) shortConnections() error {
-	echo, err := b.startEcho()
-	if err != nil {
-		return err
-	}
-	defer echo.stop()
 	outcomes := make([][]churn, len(connForwarders))
-	err = b.eachRound(len(connForwarders), func(i int) error {
-		// Anew each time, since the one before left thousands in TIME_WAIT to the same target.
+	err := b.eachRound(len(connForwarders), func(i int) error {
+		// Another target each time: to the one before, thousands are in TIME_WAIT.
+		echo, err := b.startEcho()
+		if err != nil {
+			return err
+		}
+		defer echo.stop()
 		r, err := b.start(connForwarders[i], "tcp", echo.address, place{})
 		if err != nil {
 			return err

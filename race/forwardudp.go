@@ -51,10 +51,10 @@ func (b *forwardBench) datagrams() error {
 				return nil
 			})
 			if err != nil {
-				return fmt.Errorf("datagrams of %d bytes, %d clients: %w", size, clients, err)
+				return fmt.Errorf("datagrams of %d bytes, %s: %w", size, many(clients, "client"), err)
 			}
 			if b.short {
-				fmt.Printf("forward: datagrams of %d bytes, %d clients: whole, once, and each client has its own answer\n", size, clients)
+				fmt.Printf("forward: datagrams of %d bytes, %s: whole, once, and each client has its own answer\n", size, many(clients, "client"))
 				continue
 			}
 			printRates(all, clients, size, b.rounds)
@@ -72,7 +72,7 @@ type udpRate struct {
 }
 
 func printRates(all []*udpRate, clients, size, rounds int) {
-	fmt.Printf("forward: datagrams of %d bytes, %d clients, the rate at which %.1f %% are lost, on one processor, medians of %d rounds\n", size, clients, 100*mostLoss, rounds)
+	fmt.Printf("forward: datagrams of %d bytes, %s, the highest rate with %.1f %% lost at most, on one processor, medians of %d rounds\n", size, many(clients, "client"), 100*mostLoss, rounds)
 	fmt.Printf("  %-24s %12s %10s\n", "", "datagrams/s", "cpu")
 	for i, r := range all {
 		fmt.Printf("  %-24s %12.0f", r.name, median(r.rates))
@@ -180,12 +180,13 @@ func (s *search) run(from float64) error {
 	return nil
 }
 
-// try says whether so much gets through, the first, second or third time.
+// try says whether so much gets through, the first, second or third time. A trial
+// in which the load could not send what was due, or not take what arrived, says
+// nothing; if there are too many of these, the limit is the load's.
 func (s *search) try(rate float64) (good bool, err error) {
 	const duration = 200 * time.Millisecond
-	unsent := 0
-	const times = 3
-	for range times {
+	lost := 0
+	for range 8 {
 		var t udpTrial
 		cpu, err := s.cpuOf(func() (err error) {
 			t, err = s.load.trial(rate, duration)
@@ -195,13 +196,16 @@ func (s *search) try(rate float64) (good bool, err error) {
 		case err != nil:
 			return false, err
 		case t.Sent < leastSent*rate*duration.Seconds() || t.Dropped > 0:
-			unsent++
+			continue
 		case t.Delivered >= t.Sent*(1-mostLoss):
 			s.rate, s.cpu = t.Delivered/duration.Seconds(), cpu.Seconds()/t.Delivered
 			return true, nil
 		}
+		if lost++; lost == 3 {
+			return false, nil
+		}
 	}
-	s.limited = s.limited || unsent == times
+	s.limited = true
 	return false, nil
 }
 

@@ -35,7 +35,11 @@ func echoAt(t *testing.T, where string) fivetuple.Endpoint {
 }
 
 func forwardTo(listen string, targets ...fivetuple.Endpoint) Config {
-	return Config{Kind: "forward", Name: "f", Endpoints: endpoints(listen), Forward: &relay.Config{Targets: targets}}
+	rule := relay.Config{Targets: targets}
+	if len(targets) > 0 && targets[0].Network.Protocol() == fivetuple.TCP {
+		rule.Check.Interval = 50 * time.Millisecond // which has to end with the service
+	}
+	return Config{Kind: "forward", Name: "f", Endpoints: endpoints(listen), Forward: &rule}
 }
 
 func TestAServiceForwards(t *testing.T) {
@@ -325,6 +329,31 @@ func TestANewRuleIsForNewConnections(t *testing.T) {
 	}
 }
 
+func TestANewRuleReachesTheEngines(t *testing.T) {
+	tcp, udp := echoAt(t, "127.0.0.1:0"), echoAt(t, "udp://127.0.0.1:0")
+	s := start(t, forwardTo("127.0.0.1:0", tcp))
+	if err := s.SetForward(relay.Config{Targets: []fivetuple.Endpoint{tcp}, ProxyVersion: 1}); err != nil {
+		t.Fatal(err)
+	}
+	_, addr := address(t, s, 0)
+	c := dial(t, "tcp", addr)
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	b := make([]byte, len("PROXY TCP4 "))
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != "PROXY TCP4 " {
+		t.Errorf("the target echoes %q, %v; want a PROXY header", b, err)
+	}
+	u := start(t, forwardTo("udp://127.0.0.1:0", udp))
+	if err := u.SetForward(relay.Config{Targets: []fivetuple.Endpoint{udp}, Faults: faults.Config{Delay: 200 * time.Millisecond}}); err != nil {
+		t.Fatal(err)
+	}
+	_, addr, _ = strings.Cut(u.Addresses()[0], " ")
+	began := time.Now()
+	echoes(t, "udp", addr, "late")
+	if took := time.Since(began); took < 400*time.Millisecond {
+		t.Errorf("with a delay of 200 ms each way the answer took %v", took)
+	}
+}
+
 func TestWhatIsRelayedCanBeSeen(t *testing.T) {
 	c := forwardTo("127.0.0.1:0", echoAt(t, "127.0.0.1:0"))
 	s := start(t, c)
@@ -476,6 +505,7 @@ func TestServicesAreHandedOverTogether(t *testing.T) {
 	// One that does not know all of them is refused, and nothing is lost.
 	for want, configs := range map[string][]Config{
 		`serves "f", too`: {chat, first},
+		`serves "first",`: {rule, chat},
 		"serves echo":     {{Kind: "chat", Name: "e", Endpoints: chat.Endpoints}, first, rule},
 		"two services":    {chat, chat},
 	} {
@@ -562,4 +592,36 @@ func TestARangeThatGrowsKeepsWhatItHas(t *testing.T) {
 	}
 	ctl2.Close()
 	stop(t, successor)
+}
+
+func TestIdsGoOnAtASuccessor(t *testing.T) {
+	for _, engine := range []Engine{Poll, Goroutines} {
+		control := filepath.Join(t.TempDir(), "control")
+		ids := make(chan uint64, 8)
+		c := Config{Kind: "echo", Engine: engine, Endpoints: endpoints("127.0.0.1:0"), Sink: stats.SinkFunc(func(e stats.Event) {
+			if e.Kind == stats.Accept {
+				ids <- e.Conn
+			}
+		})}
+		old, ctl, err := Succeed(t.Context(), c, control)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, addr := address(t, old, 0)
+		echoes(t, "tcp", addr, "1")
+		echoes(t, "tcp", addr, "2")
+		successor, ctl2, err := Succeed(t.Context(), c, control)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-ctl.HandedOver()
+		ctl.Close()
+		stop(t, old)
+		echoes(t, "tcp", addr, "3")
+		if got := []uint64{<-ids, <-ids, <-ids}; !slices.Equal(got, []uint64{1, 2, 3}) {
+			t.Errorf("%v: ids are %d, want 1, 2, 3", engine, got)
+		}
+		ctl2.Close()
+		stop(t, successor)
+	}
 }

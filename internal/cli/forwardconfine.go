@@ -40,7 +40,7 @@ func (f *forwardFlags) keptCapabilities(rules []rule) (keep []string) {
 		keep = append(keep, "net_bind_service")
 	}
 	if transparent {
-		keep = append(keep, "net_admin")
+		keep = append(keep, "net_raw")
 	}
 	return keep
 }

@@ -195,7 +195,11 @@ func (r *daemonRun) answer(ctx context.Context, d *daemon.Daemon, dirErr error) 
 			return func() { c.Close() }
 		}
 	}
-	r.log.Warn("nobody can ask what is relayed", "error", err)
+	level := slog.LevelDebug
+	if slices.ContainsFunc(r.config.Services, func(s daemon.Service) bool { return s.Kind == "forward" }) {
+		level = slog.LevelWarn
+	}
+	r.log.Log(ctx, level, "nobody can ask what is relayed", "error", err)
 	return func() {}
 }
 

@@ -279,6 +279,15 @@ func TestWhatAFaultDelaysIsSentBeforeTheHandOver(t *testing.T) {
 	}
 }
 
+// settle waits until the loops have seen to all that has come, and told it.
+func settle(t testing.TB, s *Server) {
+	t.Helper()
+	for range 2 { // what came while the first turn ended
+		unpackNowhere(pack(t, s))
+		s.Resume()
+	}
+}
+
 func TestAnErrorOfGiveIsHandOffs(t *testing.T) {
 	g := echoTarget(t, "127.0.0.1:0")
 	s := &Server{}
@@ -316,6 +325,9 @@ func TestSessionsWithoutTheirSocketGoOnToTheNext(t *testing.T) {
 		t.Error(err)
 	}
 	serve(t, b, next)
+	if v := only(t, b); !v.Replied || b.Route.Pool.Find(g.addr, "").Conns() != 1 {
+		t.Errorf("got %+v", v)
+	}
 	echoes(t, c, []byte("2"))
 	if v := only(t, b); v.PacketsIn != 2 || v.ID != 1 {
 		t.Errorf("got %+v", v)

@@ -8,7 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fivetuple/fivetuple/datagram"
 	"github.com/fivetuple/fivetuple/internal/lab"
@@ -174,19 +175,14 @@ func TestANarrowPathEndsNoSessionAndLosesNoLaterDatagram(t *testing.T) {
 	send(t, c, []byte("hello"))
 	g.take(t)
 	send(t, c, pattern(1400)) // the router says that it is too large: it is lost
-	arrives := func(n int) bool {
-		g.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-		b := make([]byte, 2000)
-		for {
-			got, err := g.Read(b)
-			if err != nil || bytes.Equal(b[:got], pattern(n)) {
-				return err == nil
-			}
+	eventually(t, "the kernel knows how wide the path is", func() bool {
+		mtu := 0
+		for _, l := range s.allLoops() {
+			l.each(func(c *session) { mtu, _ = unix.GetsockoptInt(int(c.fd), unix.IPPROTO_IP, unix.IP_MTU) })
 		}
-	}
-	eventually(t, "the kernel cuts what is too large", func() bool { send(t, c, pattern(1400)); return arrives(1400) })
-	for g.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); arrives(1400); {
-	}
+		return mtu == 1280
+	})
+	settle(t, s)
 	standStill(t, s, func() { // a train that the path does not take
 		for range 20 {
 			send(t, c, pattern(1400))
@@ -196,6 +192,13 @@ func TestANarrowPathEndsNoSessionAndLosesNoLaterDatagram(t *testing.T) {
 		if b, _ := g.take(t); !bytes.Equal(b, pattern(1400)) {
 			t.Fatalf("datagram %d: got %d bytes", i, len(b))
 		}
+	}
+	for _, l := range s.allLoops() {
+		l.each(func(c *session) {
+			if c.longestUp >= 1400 || c.longestUp < 1000 || c.longestDown < 65535 {
+				t.Errorf("trains are of up to %d bytes up, %d down", c.longestUp, c.longestDown)
+			}
+		})
 	}
 	before := s.Stats().In.Trains
 	standStill(t, s, func() { // and one that it does

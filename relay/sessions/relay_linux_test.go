@@ -140,6 +140,11 @@ func TestALongSessionReportsItsTotals(t *testing.T) {
 	if e.Conn != 1 || e.BytesIn != 5 || e.BytesOut != 5 || e.PacketsIn != 1 || e.PacketsOut != 1 {
 		t.Errorf("got %+v", e)
 	}
+	for _, l := range s.allLoops() { // one that was silent for long
+		l.each(func(c *session) { c.reported -= int64(dataEvery); l.arm(c) })
+	}
+	echoes(t, c, []byte("hello"))
+	ev.wait(t, stats.Data, 2)
 }
 
 func TestATargetThatRefusesEndsTheSessionAndTheNextDatagramTriesAnother(t *testing.T) {
@@ -149,7 +154,8 @@ func TestATargetThatRefusesEndsTheSessionAndTheNextDatagramTriesAnother(t *testi
 			gone.Close()
 			ev := &events{}
 			s := &Server{Sink: ev}
-			c := client(t, relay(t, s, gone.addr, g.addr))
+			at := relay(t, s, gone.addr, g.addr)
+			c := client(t, at)
 			send(t, c, []byte("lost"))
 			end := ev.wait(t, stats.Disconnect, 1)[0]
 			if end.Cause != causeRefused || !strings.Contains(end.Err, gone.addr.String()) || !strings.Contains(end.Err, "refused") {
@@ -159,7 +165,19 @@ func TestATargetThatRefusesEndsTheSessionAndTheNextDatagramTriesAnother(t *testi
 			if v := only(t, s); v.Address != g.addr || v.ID != 2 {
 				t.Errorf("got %+v", v)
 			}
+			wantStatus(t, s, 0, 1, 1)
+			s.SetLimits(Limits{Idle: time.Millisecond})
+			eventually(t, "the session ends", func() bool { return s.Len() == 0 })
+			wantStatus(t, s, 0, 1, 0)
 		})
+	}
+}
+
+// wantStatus is of a pool of two addresses of which the first refuses.
+func wantStatus(t *testing.T, s *Server, first int, failed uint64, second int) {
+	t.Helper()
+	if st := s.Route.Pool.Status(); st[0].Connections != first || st[0].Failed != failed || st[1].Connections != second || st[1].Failed != 0 {
+		t.Errorf("got %+v, want %d connections and %d failures, then %d", st, first, failed, second)
 	}
 }
 
@@ -552,6 +570,11 @@ func TestClientsThatAreGoneDisturbNobody(t *testing.T) {
 	ln := listen(t, "udp://127.0.0.1:0", "recverr=on")
 	at := addrOf(ln)
 	serve(t, s, ln)
+	for _, l := range s.allLoops() {
+		if on, err := unix.GetsockoptInt(l.ports[0].fd, unix.IPPROTO_IP, unix.IP_RECVERR); on != 0 || err != nil {
+			t.Errorf("the socket is told of ICMP errors: %d, %v", on, err)
+		}
+	}
 	var from []netip.AddrPort
 	for range 20 {
 		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
@@ -578,8 +601,9 @@ func TestClientsThatAreGoneDisturbNobody(t *testing.T) {
 	if n := len(ev.of(stats.Disconnect)); n != 0 || s.Len() != 21 {
 		t.Errorf("%d sessions have ended", n)
 	}
-	if got := ev.of(stats.Error); len(got) != 0 {
-		t.Errorf("got %+v", got)
+	settle(t, s)
+	if got := ev.of(stats.Error); len(got) != 0 || s.Stats().Dropped != 0 {
+		t.Errorf("%d replies to others are lost, errors %+v", s.Stats().Dropped, got)
 	}
 }
 
@@ -650,17 +674,23 @@ func TestFaultsAreReplayedBySeed(t *testing.T) {
 		down = marks(c, func() bool { left--; return left >= 0 })
 		return up, down
 	}
-	up1, down1 := pass(1)
-	up2, down2 := pass(1)
-	up3, down3 := pass(2)
-	if up1 != up2 || down1 != down2 {
-		t.Errorf("the same seed lost others:\n%s\n%s\n%s\n%s", up1, up2, down1, down2)
+	want := func(seed uint64, d faults.Direction) string {
+		line := faults.Config{Seed: seed, Loss: 0.4}.Line(1, d) // of the first session
+		marks := bytes.Repeat([]byte("."), n)
+		for i := range marks {
+			if _, ok := line.Datagram(time.Now(), 2); ok {
+				marks[i] = 'x'
+			}
+		}
+		return string(marks)
 	}
-	if up1 == up3 || down1 == down3 || up1 == down1 {
-		t.Error("other seeds and directions lost the same")
-	}
-	if lost := strings.Count(up1, "."); lost < n/5 || lost > n*3/5 {
-		t.Errorf("%d of %d are lost, at 0.4", lost, n)
+	for _, seed := range []uint64{1, 2} {
+		for range 2 {
+			up, down := pass(seed)
+			if up != want(seed, faults.Up) || down != want(seed, faults.Down) {
+				t.Errorf("seed %d:\n%s up\n%s want\n%s down\n%s want", seed, up, want(seed, faults.Up), down, want(seed, faults.Down))
+			}
+		}
 	}
 }
 

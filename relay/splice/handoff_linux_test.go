@@ -330,12 +330,12 @@ func TestResumeGoesOnAsIfNothingHadHappened(t *testing.T) {
 	c := dial(t, ln)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- exchange(ctx, c, 5) }()
+	go func() { done <- exchange(ctx, c, 16) }()
 	waitForPairs(t, s, 1)
 	for range 20 {
 		for _, p := range pack(t, s) {
 			for _, f := range p.files {
-				f.Fd() // sets blocking mode, which all share
+				syscall.SetNonblock(int(f.Fd()), false) // which all share
 			}
 			p.close()
 		}

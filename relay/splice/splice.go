@@ -7,7 +7,7 @@
 // A [Server] runs a few event loops, one for each processor, which wait for all
 // sockets with Linux's epoll(7) by way of internal/poll. Both sockets of a pair
 // are one loop's; a pair at rest has no goroutine, no buffer and no pipe, only
-// some 400 bytes.
+// some 300 bytes.
 //
 // Each direction begins with copying. One that brings much at a time goes over to
 // splice, by a pipe(7) that is taken from a small pool when there are bytes to
