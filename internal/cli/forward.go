@@ -66,6 +66,7 @@ the other flags are for one.`,
 	fl.IntVar(&f.workers, "workers", 0, "forward by this many `processes` on one port; those that die are replaced")
 	fl.DurationVar(&f.drain, "drain", 10*time.Second, "how long connections may go on after the order to stop")
 	fl.StringVar(&f.user, "user", "", "once the sockets are open become this `user[:group]`, and see no more files than needed (Landlock)")
+	fl.SortFlags = false
 	f.rule.register(fl)
 	c.AddCommand(a.forwardExplain())
 	return c
@@ -104,7 +105,7 @@ func (a *app) runForward(ctx context.Context, f forwardFlags, rules []rule) erro
 	}
 	r := daemonRun{
 		name: "forward", config: config, handoff: f.handoff,
-		log: slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})),
+		log: slog.New(&noteHandler{a, level}),
 		began: func(d *daemon.Daemon) error {
 			a.noteRules(d, rules)
 			return a.confineForward(f, rules)

@@ -52,10 +52,14 @@ func writeHelp(out io.Writer, c *cobra.Command) error {
 }
 
 func useLine(c *cobra.Command) string {
-	if c.HasAvailableSubCommands() {
-		return c.CommandPath() + " COMMAND [flags]"
+	switch commands := c.CommandPath() + " COMMAND [flags]"; {
+	case !c.HasAvailableSubCommands():
+		return c.UseLine()
+	case strings.Contains(c.Use, " "): // it does something without one of them, too
+		return c.UseLine() + "\n  " + commands
+	default:
+		return commands
 	}
-	return c.UseLine()
 }
 
 // helpCommand is `ft help COMMAND`, for those who look for it there. Unlike
