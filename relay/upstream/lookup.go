@@ -66,7 +66,7 @@ func (p *Pool) lookUp(ctx context.Context, t *target, retry *quota.Backoff) (tim
 	s := p.current.Load()
 	p.mu.Unlock()
 	if text != "" {
-		s.record(fivetuple.Tuple{Protocol: t.endpoint.Network.Protocol()}, fmt.Sprintf("target %s: %s", t.endpoint, text))
+		s.record(fivetuple.Tuple{}, fmt.Sprintf("target %s: %s", t.endpoint, text))
 	}
 	return pause, nil
 }
