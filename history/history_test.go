@@ -139,7 +139,7 @@ func TestEntryJSON(t *testing.T) {
 
 // The numbers of kinds and protocols are in people's files: they can be added to, never changed.
 func TestNumbersInTheFileStayTheSame(t *testing.T) {
-	kinds := map[stats.Kind]int{stats.Listen: 1, stats.Connect: 2, stats.Accept: 3, stats.Data: 4, stats.Disconnect: 5, stats.Error: 6, stats.Close: 7}
+	kinds := map[stats.Kind]int{stats.Listen: 1, stats.Connect: 2, stats.Accept: 3, stats.Data: 4, stats.Disconnect: 5, stats.Error: 6, stats.Close: 7, stats.Forward: 8}
 	for kind, want := range kinds {
 		if int(kind) != want {
 			t.Errorf("%v is %d, but %d in files of version 1", kind, kind, want)

@@ -112,7 +112,7 @@ func (f *flow) connect(ctx context.Context, pool *upstream.Pool) error {
 		if err == nil {
 			a.Opened()
 			f.address, f.target = a, nc
-			f.record(stats.Connect, nil)
+			f.record(stats.Forward, nil)
 			return nil
 		}
 		if ctx.Err() != nil {

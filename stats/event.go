@@ -29,12 +29,13 @@ const (
 	Disconnect      // a connection ended, with its cause, totals and final TCP_INFO
 	Error           // something failed; the service goes on
 	Close           // a listening socket is closed
+	Forward         // an accepted connection, or a UDP session, goes on to a target; Tuple is the socket to that
 )
 
-var kindNames = [...]string{"", "listen", "connect", "accept", "data", "disconnect", "error", "close"}
+var kindNames = [...]string{"", "listen", "connect", "accept", "data", "disconnect", "error", "close", "forward"}
 
 // Kinds lists every kind in order.
-func Kinds() []Kind { return []Kind{Listen, Connect, Accept, Data, Disconnect, Error, Close} }
+func Kinds() []Kind { return []Kind{Listen, Connect, Accept, Data, Disconnect, Error, Close, Forward} }
 
 // String returns the kind in lower case.
 func (k Kind) String() string {

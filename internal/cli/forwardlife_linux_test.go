@@ -38,6 +38,7 @@ func writeRules(t *testing.T, path string, lines ...string) {
 // TestForwardReloadsUnderLoad changes one of two rules FT_RELOADS times, while the
 // other one has connections that are never still.
 func TestForwardReloadsUnderLoad(t *testing.T) {
+	ownRegistry(t)
 	times, n := fromEnv("FT_RELOADS", 10), fromEnv("FT_RELOAD_CONNS", 50)
 	echo := startListening(t, "127.0.0.1:0", "echo")
 	stable := "127.0.0.1:8621 " + echo.address
@@ -140,6 +141,7 @@ func echoPackets(t *testing.T) string {
 // TestForwardHandsOverUnderLoad lets FT_HANDOFFS successors take over a relay that has
 // FT_HANDOFF_CONNS TCP connections and as many UDP sessions, none of them ever still.
 func TestForwardHandsOverUnderLoad(t *testing.T) {
+	ownRegistry(t)
 	times, n := fromEnv("FT_HANDOFFS", 3), fromEnv("FT_HANDOFF_CONNS", 100)
 	echo := startListening(t, "127.0.0.1:0", "echo", "--engine", "poll")
 	target := echoPackets(t)

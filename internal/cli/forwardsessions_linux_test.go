@@ -17,9 +17,14 @@ import (
 // its own, until they expire, and looks at the memory of the relay before, with
 // them, and after. 50,000 need four processes of 20,000 descriptors.
 func TestForwardHoldsManySessions(t *testing.T) {
+	ownRegistry(t)
 	n, workers := fromEnv("FT_SESSIONS", 2000), 2
 	if n > 10_000 {
 		workers = 4
+	}
+	// Each session has a port of its own, of which the usual range has 28,000.
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("1024 65535"), 0); err != nil {
+		t.Fatal(err)
 	}
 	target := echoPackets(t)
 	life := 4*time.Second + time.Duration(n)*400*time.Microsecond // longer than it takes to begin all

@@ -20,6 +20,7 @@ import (
 // Which side sends how much, ends first, stands still or resets the connection is
 // random, by FT_SOAK_SEED.
 func TestForwardSoak(t *testing.T) {
+	ownRegistry(t)
 	amount := int64(fromEnv("FT_SOAK_MIB", 64)) << 20
 	seed := uint64(fromEnv("FT_SOAK_SEED", rand.IntN(1e9)))
 	t.Logf("FT_SOAK_SEED=%d", seed)

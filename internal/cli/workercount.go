@@ -35,9 +35,12 @@ func (w *workerCount) Record(e stats.Event) {
 // count adds what moved since the connection was last heard of.
 func (w *workerCount) count(e stats.Event, last bool) {
 	w.mu.Lock()
-	before := w.seen[e.Conn]
+	before, seen := w.seen[e.Conn]
 	if last {
 		delete(w.seen, e.Conn)
+		if seen && len(w.seen) == 0 {
+			w.seen = make(map[uint64]moved) // a map keeps the room of its largest time
+		}
 	} else {
 		w.seen[e.Conn] = moved{e.BytesIn, e.BytesOut}
 	}

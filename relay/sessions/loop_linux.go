@@ -3,6 +3,7 @@ package sessions
 import (
 	"errors"
 	"math"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,7 @@ type loop struct {
 	ports    []*port // by index; nil if gone
 	table    table
 	byKey    map[key]int32 // slots
+	most     int           // the highest peak since memory was given back to the system
 	peak     int           // how many sessions there have been since byKey was made
 	wheel    poll.Wheel
 	now      int64 // the time of this turn
@@ -211,10 +213,11 @@ func (l *loop) receiveSoon(p *port) {
 // shrink gives memory back that was for more sessions than there are: maps and
 // the wheel keep the room of their largest time.
 func (l *loop) shrink() {
-	const small = 64
+	const small, many = 64, 4096
 	if l.peak == l.table.used || l.table.used > 0 && (l.peak <= small || l.table.used > l.peak/4) {
 		return
 	}
+	peak := l.peak
 	l.peak = l.table.used
 	m := make(map[key]int32, l.table.used)
 	for k, slot := range l.byKey {
@@ -229,6 +232,11 @@ func (l *loop) shrink() {
 	}
 	if l.table.used == 0 {
 		l.in.forget()
+	}
+	l.most = max(l.most, peak)
+	if l.table.used == 0 && l.most >= many { // with nothing to do the collector would come in minutes only
+		l.most = 0
+		go debug.FreeOSMemory()
 	}
 }
 

@@ -108,8 +108,12 @@ func TestASessionIsKnownByItsEventsAndNumbers(t *testing.T) {
 	if err != nil || !bytes.Contains(b, []byte(`"idle_s":`)) || !bytes.Contains(b, []byte(`"address":"`+g.addr.String()+`"`)) {
 		t.Errorf("got %s, %v", b, err)
 	}
+	var again Session
+	if err := json.Unmarshal(b, &again); err != nil || again != v {
+		t.Errorf("%+v is read as %+v, %v", v, again, err)
+	}
 	end := ev.wait(t, stats.Disconnect, 1)[0]
-	accept, connect := ev.of(stats.Accept)[0], ev.of(stats.Connect)[0]
+	accept, connect := ev.of(stats.Accept)[0], ev.of(stats.Forward)[0]
 	if accept.Conn != 1 || accept.Tuple != udp(at, addrOf(c)) || accept.Service != "dns" {
 		t.Errorf("got accept %+v", accept)
 	}

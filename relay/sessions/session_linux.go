@@ -59,7 +59,7 @@ func (l *loop) open(p *port, k *key) *session {
 	c.line = newLine(route, c.id)
 	local, remote := c.ends()
 	l.note(stats.Event{Kind: stats.Accept, Tuple: l.tuple(c), Conn: c.id})
-	l.note(stats.Event{Kind: stats.Connect, Tuple: udp(local, remote), Conn: c.id})
+	l.note(stats.Event{Kind: stats.Forward, Tuple: udp(local, remote), Conn: c.id})
 	l.arm(c)
 	if err := l.poller.Add(way.fd, c.token(), interest); err != nil {
 		l.end(c, causeFailed, err)

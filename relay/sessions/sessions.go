@@ -22,6 +22,7 @@ package sessions
 
 import (
 	"encoding/json"
+	"math"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -108,27 +109,42 @@ type Session struct {
 	Left          time.Duration // until it ends, if nothing comes
 }
 
+// sessionJSON has the keys of a Session, with durations in seconds.
+type sessionJSON struct {
+	ID            uint64         `json:"id"`
+	Client        netip.AddrPort `json:"client"`
+	Local         netip.AddrPort `json:"local"`
+	Target        string         `json:"target"`
+	Address       netip.AddrPort `json:"address"`
+	Source        netip.AddrPort `json:"source"`
+	PacketsIn     uint64         `json:"packets_in"`
+	PacketsOut    uint64         `json:"packets_out"`
+	BytesIn       uint64         `json:"bytes_in"`
+	BytesOut      uint64         `json:"bytes_out"`
+	Dropped       uint64         `json:"dropped"`
+	KernelDropped uint64         `json:"kernel_dropped"`
+	Replied       bool           `json:"replied"`
+	Age           float64        `json:"age_s"`
+	Quiet         float64        `json:"idle_s"`
+	Left          float64        `json:"left_s"`
+}
+
 // MarshalJSON writes durations in seconds.
 func (s Session) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		ID            uint64         `json:"id"`
-		Client        netip.AddrPort `json:"client"`
-		Local         netip.AddrPort `json:"local"`
-		Target        string         `json:"target"`
-		Address       netip.AddrPort `json:"address"`
-		Source        netip.AddrPort `json:"source"`
-		PacketsIn     uint64         `json:"packets_in"`
-		PacketsOut    uint64         `json:"packets_out"`
-		BytesIn       uint64         `json:"bytes_in"`
-		BytesOut      uint64         `json:"bytes_out"`
-		Dropped       uint64         `json:"dropped"`
-		KernelDropped uint64         `json:"kernel_dropped"`
-		Replied       bool           `json:"replied"`
-		Age           float64        `json:"age_s"`
-		Quiet         float64        `json:"idle_s"`
-		Left          float64        `json:"left_s"`
-	}{s.ID, s.Client, s.Local, s.Target, s.Address, s.Source, s.PacketsIn, s.PacketsOut, s.BytesIn, s.BytesOut,
+	return json.Marshal(sessionJSON{s.ID, s.Client, s.Local, s.Target, s.Address, s.Source, s.PacketsIn, s.PacketsOut, s.BytesIn, s.BytesOut,
 		s.Dropped, s.KernelDropped, s.Replied, s.Age.Seconds(), s.Quiet.Seconds(), s.Left.Seconds()})
+}
+
+// UnmarshalJSON is the inverse of MarshalJSON.
+func (s *Session) UnmarshalJSON(b []byte) error {
+	var j sessionJSON
+	if err := json.Unmarshal(b, &j); err != nil {
+		return err
+	}
+	span := func(seconds float64) time.Duration { return time.Duration(math.Round(seconds * float64(time.Second))) }
+	*s = Session{j.ID, j.Client, j.Local, j.Target, j.Address, j.Source, j.PacketsIn, j.PacketsOut, j.BytesIn, j.BytesOut,
+		j.Dropped, j.KernelDropped, j.Replied, span(j.Age), span(j.Quiet), span(j.Left)}
+	return nil
 }
 
 // Stats is what is to be known of a server as a whole.
