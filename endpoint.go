@@ -219,6 +219,10 @@ func splitHostPort(s string) (host, port string, err error) {
 		return "", s, nil
 	case i < 0 && s[0] == '-':
 		return "", "", fmt.Errorf("%q is not a port number, 0-65535", s)
+	case i < 0 && strings.Contains(s, "/"):
+		return "", "", fmt.Errorf("is neither a port nor host:port: a Unix socket is unix://%s", s)
+	case i < 0 && strings.Contains(s, "."):
+		return "", "", fmt.Errorf("has no port: write %s:PORT", s)
 	case i < 0:
 		return "", "", fmt.Errorf("has no port: write %s:PORT, or :%s for a service name", s, s)
 	case i == 0:

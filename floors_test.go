@@ -15,15 +15,15 @@ var floors = map[string]int{
 	"sockdiag": 2, "owner": 2, "filter": 2, "stats": 2, "ancillary": 2, "dial": 2,
 	"table": 3, "port/lease": 3, "stream": 3, "datagram": 3, "activation": 3, "capture": 3, "capture/pcapng": 3, "history": 3, "handoff": 3, "prefork": 3,
 	"port/env": 4, "table/changes": 4, "table/who": 4, "inspect": 4, "doctor": 4, "port/lease/leasetest": 4,
-	"stream/loop": 4, "join": 4,
-	"relay/upstream": 3, "relay/faults": 3, "relay/splice": 4, "relay/sessions": 4, "relay": 5,
+	"stream/gate": 4, "stream/loop": 5, "join": 4,
+	"relay/upstream": 3, "relay/faults": 3, "relay/splice": 5, "relay/sessions": 4, "relay": 6,
 	"scan": 4, "ping": 4, "bench": 4,
-	"service": 6, "daemon": 7, "fleet": 7,
-	"internal/demo": 8, "internal/tui": 8, "internal/web": 8, "internal/cli": 9, "cmd/ft": 10,
+	"service": 7, "daemon": 8, "fleet": 8,
+	"internal/demo": 9, "internal/tui": 9, "internal/web": 9, "internal/cli": 10, "cmd/ft": 11,
 	// Machinery below everything, which any package may use and which uses none.
 	"internal/acl": 0, "internal/proxyheader": 0, "internal/confine": 0, "internal/quota": 0, "internal/printable": 0,
 	"internal/claims": 0, "internal/dnat": 0, "internal/sqlitefile": 0, "internal/statedir": 0,
-	"internal/poll": 0, "internal/vsock": 0, "internal/unixfile": 0,
+	"internal/poll": 0, "internal/vsock": 0, "internal/unixfile": 0, "internal/fields": 0,
 	// The test hosts: for tests and the race alone.
 	"internal/lab": 0,
 	// Generators stand by themselves.

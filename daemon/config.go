@@ -180,6 +180,15 @@ func (s *Service) setDefaults() {
 	}
 }
 
+// Check refuses what cannot work, and looks at the files that the configuration names:
+// see [Config.CheckFiles].
+func (c *Config) Check() error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	return c.CheckFiles()
+}
+
 func (c *Config) check() error {
 	names := make(map[string]int)
 	listens := make(map[fivetuple.Endpoint]int)

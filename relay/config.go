@@ -63,6 +63,8 @@ func (c *Config) CheckFor(listen fivetuple.Endpoint, terminates bool) error {
 		return fmt.Errorf("the client's own address is none to connect from, where clients come by %s", listen.Network)
 	case c.Transparent && c.Source != (netip.AddrPort{}):
 		return errors.New("the client's own address (transparent) and an address to connect from exclude each other")
+	case c.Check.Interval > 0 && listen.Ports.Len() > 1:
+		return errors.New("a check is for one port, and this is a range: make a rule of each port that is to be checked")
 	case c.Check.Interval < 0 || c.Check.Timeout < 0 || c.Check.Rise < 0 || c.Check.Fall < 0:
 		return errors.New("a check has times and counts above zero")
 	}
@@ -115,7 +117,7 @@ func (c *Config) checkTarget(t, listen fivetuple.Endpoint) error {
 		return errors.New("the PROXY protocol is for streams")
 	case !listen.Network.IsDatagram() && n != fivetuple.Unix && n.Protocol() != fivetuple.TCP:
 		return fmt.Errorf("streams go on to tcp, tls or unix, not to %s", n)
-	case t.Host == fivetuple.AnyHost:
+	case t.Host == fivetuple.AnyHost, unspecified(t):
 		return errors.New("all addresses are no place to connect to: name one")
 	case n.IsIP() && t.Service == "" && t.Ports.First == 0:
 		return errors.New("a target needs a port")
@@ -131,6 +133,11 @@ func (c *Config) checkTarget(t, listen fivetuple.Endpoint) error {
 		return errors.New("that is where the rule itself listens: it would connect to itself without end")
 	}
 	return nil
+}
+
+func unspecified(t fivetuple.Endpoint) bool {
+	a, literal := t.Addr()
+	return literal && a.IsUnspecified()
 }
 
 // sameSocket says whether connecting to t would surely reach listen.

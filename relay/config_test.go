@@ -3,6 +3,7 @@ package relay
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/relay/faults"
@@ -44,6 +45,8 @@ func TestRulesThatCannotWorkAreRefusedWithTheReason(t *testing.T) {
 		{":8080", "10.0.0.1:8080", nil, ""}, // perhaps another host
 		{"unix:///a", "unix:///a", nil, "it would connect to itself"},
 		{"8080", "*:80", nil, "name one"},
+		{"8080", "0.0.0.0:80", nil, "name one"},
+		{"8000-8010", "10.0.0.5:9000", func(c *Config) { c.Check.Interval = time.Second }, "a check is for one port"},
 		{"8080", "10.0.0.5:0", nil, "needs a port"},
 		{"-", "10.0.0.5:80", nil, "a rule listens on"},
 		{"seqpacket:///a", "10.0.0.5:80", nil, "a rule listens on"},

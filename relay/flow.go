@@ -28,7 +28,8 @@ type flow struct {
 	address *upstream.Address
 	began   time.Time
 
-	up, down direction // to the target, to the client
+	up, down direction             // to the target, to the client
+	failed   atomic.Pointer[error] // what ended it first; nil if nothing did
 }
 
 // direction is what is known of one.
@@ -67,8 +68,7 @@ func (f *flow) boundHalf(ctx context.Context) {
 		last := max(time.Duration(f.up.moved.Load()), time.Duration(f.down.moved.Load()), began)
 		silent := time.Since(f.began) - last
 		if silent >= most {
-			resetConn(f.target)
-			f.reset()
+			f.resetBoth(fmt.Errorf("closed in one direction, and silent in the other for %v", most))
 			return
 		}
 		t.Reset(most - silent)

@@ -16,12 +16,15 @@ package relay
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/dial"
+	"github.com/fivetuple/fivetuple/internal/quota"
 	"github.com/fivetuple/fivetuple/relay/sessions"
 	"github.com/fivetuple/fivetuple/relay/splice"
 	"github.com/fivetuple/fivetuple/relay/upstream"
@@ -53,6 +56,9 @@ type Relay struct {
 	names  map[string]*upstream.Pool // by server name; never changed, but replaced
 
 	flows flows
+
+	telling sync.Mutex
+	errors  quota.PerSecond
 }
 
 // New begins to resolve names and to check targets. It fails only for a rule that
@@ -70,6 +76,14 @@ func New(c Config, o Options) (*Relay, error) {
 // known of them. Routes are to be asked for again. After an error the rule is as it was.
 func (r *Relay) Set(c Config) error {
 	c.Targets = c.firstPorts(c.Targets)
+	for _, targets := range append(slices.Collect(maps.Values(c.Names)), c.Targets) { // before anything is changed
+		if len(targets) == 0 {
+			continue
+		}
+		if err := r.upstream(c.firstPorts(targets), &c).Valid(); err != nil {
+			return err
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	pool, err := r.pooled(r.pool, c.Targets, &c)
@@ -115,6 +129,15 @@ func (r *Relay) pooled(p *upstream.Pool, targets []fivetuple.Endpoint, c *Config
 	if len(targets) == 0 {
 		return nil, nil
 	}
+	u := r.upstream(targets, c)
+	if p != nil {
+		return p, p.Set(u)
+	}
+	return upstream.New(u)
+}
+
+// upstream is the configuration of a pool for targets.
+func (r *Relay) upstream(targets []fivetuple.Endpoint, c *Config) upstream.Config {
 	u := upstream.Config{
 		Targets: targets, Policy: c.Policy, Check: c.Check, MaxFails: c.MaxFails, FailFor: c.FailFor,
 		Dialer:  dial.Dialer{Options: c.Options, Interface: c.Interface, TLS: c.TLS},
@@ -123,14 +146,40 @@ func (r *Relay) pooled(p *upstream.Pool, targets []fivetuple.Endpoint, c *Config
 	if !c.Transparent {
 		u.Dialer.Source = c.Source
 	}
-	if p != nil {
-		return p, p.Set(u)
+	if c.firstPort() != 0 {
+		u.MaxFails = -1 // that one port does not answer says nothing of the others
 	}
-	return upstream.New(u)
+	return u
+}
+
+// maxErrors is how many Error events a relay makes in a second, as package stream has it.
+const maxErrors = 10
+
+// mayTell says whether an error may be recorded, and else counts it: there may be one
+// for every connection.
+func (r *Relay) mayTell() bool {
+	r.telling.Lock()
+	now := time.Now()
+	ok := r.errors.Take(now, maxErrors)
+	keptBack := r.errors.KeptBack(now)
+	r.telling.Unlock()
+	r.recordKeptBack(keptBack)
+	return ok
+}
+
+// recordKeptBack says how many errors were only counted.
+func (r *Relay) recordKeptBack(n uint64) {
+	if n > 0 && r.options.Sink != nil {
+		r.options.Sink.Record(stats.Event{Time: time.Now(), Kind: stats.Error, Service: r.options.Service, Err: fmt.Sprintf("%d more errors", n)})
+	}
 }
 
 // Close ends checks and lookups.
 func (r *Relay) Close() {
+	r.telling.Lock()
+	keptBack := r.errors.KeptBack(time.Now().Add(time.Second)) // all of it
+	r.telling.Unlock()
+	r.recordKeptBack(keptBack)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.pool != nil {

@@ -121,12 +121,24 @@ func (f *flow) connect(ctx context.Context, pool *upstream.Pool) error {
 		a.Failed(err)
 		failed = append(failed, err)
 	}
-	err := errors.Join(failed...)
 	if len(failed) == 0 {
-		err = cmp.Or(pool.Err(), errors.New("no target has an address"))
+		failed = append(failed, cmp.Or(pool.Err(), errors.New("no target has an address")))
 	}
-	f.record(stats.Error, err)
+	err := noTarget(failed)
+	if f.relay.mayTell() {
+		f.record(stats.Error, err)
+	}
 	return err
+}
+
+// noTarget says why no target took a connection. It wraps none of the errors: a target
+// that timed out or reset is not the client that did.
+func noTarget(failed []error) error {
+	var why []string
+	for _, err := range failed {
+		why = append(why, err.Error())
+	}
+	return fmt.Errorf("no target took the connection: %s", strings.Join(why, "; "))
 }
 
 // dial connects to an address and says first what is to be said there.
@@ -136,7 +148,7 @@ func (f *flow) dial(ctx context.Context, a *upstream.Address) (net.Conn, error) 
 	defer cancel()
 	client, local := f.client.Tuple().Remote.AddrPort, f.client.Tuple().Local.AddrPort
 	e := fivetuple.Endpoint{Network: fivetuple.Unix, Path: a.Path}
-	d := dial.Dialer{Options: c.Options, Interface: c.Interface}
+	d := dial.Dialer{Options: c.Options}
 	if a.Path == "" {
 		port := a.Addr.Port()
 		if first := c.firstPort(); first != 0 {
@@ -144,7 +156,7 @@ func (f *flow) dial(ctx context.Context, a *upstream.Address) (net.Conn, error) 
 		}
 		ip := a.Addr.Addr()
 		e = fivetuple.Endpoint{Network: fivetuple.TCP, Host: ip.WithZone("").String(), Zone: ip.Zone(), Ports: fivetuple.PortRange{First: port, Last: port}}
-		d.Source = c.Source
+		d.Source, d.Interface = c.Source, c.Interface
 		if c.Transparent {
 			transparent, err := sockopt.Parse("transparent")
 			if err != nil {
@@ -241,6 +253,9 @@ func (f *flow) run(ctx context.Context) error {
 	go pass(&f.up, f.target, f.from, ups)
 	pass(&f.down, f.client, f.target, downs)
 	err := cmp.Or(<-errs, <-errs)
+	if first := f.failed.Load(); first != nil {
+		err = *first
+	}
 	stop()
 	done()
 	halves.Wait()
@@ -257,10 +272,17 @@ func (f *flow) pass(ctx context.Context, d *direction, to net.Conn, from io.Read
 	}
 	d.over.Store(true)
 	if err != nil && ctx.Err() == nil {
-		resetConn(f.target)
-		f.reset()
+		f.resetBoth(err)
 	}
 	return err
+}
+
+// resetBoth ends both directions. The reason that came first is the one that is told:
+// the other direction then fails too, because of the reset.
+func (f *flow) resetBoth(why error) {
+	f.failed.CompareAndSwap(nil, &why)
+	resetConn(f.target)
+	f.reset()
 }
 
 // least is the smaller of two rates of which 0 is none.

@@ -412,3 +412,20 @@ func TestFlowsShowWhatIsRelayed(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+func TestARuleThatCannotWorkLeavesTheOldOne(t *testing.T) {
+	to, other := target(t, answerAtEnd), target(t, answerAtEnd)
+	r, err := New(Config{Targets: []fivetuple.Endpoint{to}}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	err = r.Set(Config{Targets: []fivetuple.Endpoint{other}, Names: map[string][]fivetuple.Endpoint{"a.example": endpoints(t, "127.0.0.1:nosuchservice")}})
+	if err == nil {
+		t.Fatal("a service that there is not was accepted")
+	}
+	way := r.Streams().Pool.Choose(netip.Addr{})
+	if a, ok := way.Next(); !ok || a.Target != to {
+		t.Errorf("connections go to %v, want %v as before", a, to)
+	}
+}

@@ -145,7 +145,7 @@ func (s *Service) newStreamPart(sockets []openSocket, secure *tls.Config) (*stre
 		}
 	}
 	return &streamPart{sockets, &stream.Server{
-		Service: c.Name, Handler: h, Sink: s.sink, Limits: c.Limits, IDs: s.ids, Options: c.Options, Peers: c.Peers, TLS: secure, Proxies: c.Proxies,
+		Service: c.Name, Handler: h, Sink: s.sink, Limits: c.Limits, IDs: s.ids, Options: c.Options, Peers: c.Peers, TLS: secure, Proxies: c.Proxies, Patient: c.Forward != nil,
 	}}, nil
 }
 

@@ -304,7 +304,7 @@ func (c *Conn) finish(err error) {
 	c.eventMu.Lock()
 	defer c.eventMu.Unlock()
 	c.ended = true
-	c.server.record(e)
+	c.server.events.Record(e)
 }
 
 // flush sends what is still queued for the peer and end of file, and waits, at
@@ -389,5 +389,5 @@ func (c *Conn) reportData(every time.Duration) {
 		return
 	}
 	c.reported.at, c.reported.in, c.reported.out = time.Now(), in, out
-	c.server.record(stats.Event{Kind: stats.Data, Tuple: c.tuple, Conn: c.id, BytesIn: in, BytesOut: out})
+	c.server.events.Record(stats.Event{Kind: stats.Data, Tuple: c.tuple, Conn: c.id, BytesIn: in, BytesOut: out})
 }

@@ -71,7 +71,8 @@ func TestAWriteThatMovesIsNotIdle(t *testing.T) {
 
 func TestDataNeverFollowsDisconnect(t *testing.T) {
 	ev := newEvents()
-	s := &Server{Sink: ev}
+	s := &Server{}
+	s.events.Sink = ev
 	s.SetLimits(Limits{})
 	a, b := net.Pipe()
 	defer b.Close()

@@ -72,7 +72,7 @@ func (h *execHandler) failed(c *Conn, err error) error {
 		return net.ErrClosed
 	}
 	err = fmt.Errorf("exec %s: %w", h.argv[0], err)
-	c.server.recordError(c.tuple, err)
+	c.server.events.Error(c.tuple, err)
 	return err
 }
 

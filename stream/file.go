@@ -31,7 +31,7 @@ func File(path string) (Handler, error) {
 		}
 		err = fmt.Errorf("serve file %s: %w", path, err)
 		if causeOf(err) == causeFailed { // the file, and not the connection
-			c.server.recordError(c.tuple, err)
+			c.server.events.Error(c.tuple, err)
 		}
 		reset(c.raw)
 		return err

@@ -43,7 +43,7 @@ func (c *Conn) handshake() error {
 		err = fmt.Errorf("no TLS handshake within %v: %w", time.Since(began).Round(time.Millisecond), err)
 	}
 	c.setCause(causeHandshake, err)
-	c.server.recordError(c.tuple, err)
+	c.server.events.Error(c.tuple, err)
 	return err
 }
 

@@ -148,7 +148,7 @@ func (s *Server) recordFull(limit int) {
 	}
 	s.mu.Unlock()
 	if say {
-		s.recordError(fivetuple.Tuple{}, fmt.Errorf("full with %d connections: others wait until one ends", limit))
+		s.events.Error(fivetuple.Tuple{}, fmt.Errorf("full with %d connections: others wait until one ends", limit))
 	}
 }
 
@@ -171,7 +171,6 @@ func (s *Server) sweep() {
 			return
 		case <-t.C:
 		}
-		s.recordKeptBack(time.Now())
 		for _, c := range s.snapshot() {
 			c.look()
 			switch {

@@ -52,10 +52,6 @@ type HandlerFunc func(ctx context.Context, c *Conn) error
 // ServeConn calls f.
 func (f HandlerFunc) ServeConn(ctx context.Context, c *Conn) error { return f(ctx, c) }
 
-// maxErrors is how many Error events a server makes in a second. What goes over
-// is counted, and said in one more.
-const maxErrors = 10
-
 // ErrServerClosed is what [Server.Serve] returns after Shutdown.
 var ErrServerClosed = errors.New("server closed")
 
@@ -81,11 +77,15 @@ type Server struct {
 	Proxies []netip.Prefix
 	// HeaderTimeout bounds the wait for a whole PROXY header. Default 5 s.
 	HeaderTimeout time.Duration
+	// Patient makes Shutdown wait for every connection to end by itself, however
+	// quiet it is: for a handler that waits for others.
+	Patient bool
 	// Peers says which processes may connect to Unix sockets; nil lets all.
 	Peers *PeerFilter
 
 	limits atomic.Pointer[Limits]
 	ids    atomic.Uint64 // if IDs is nil
+	events stats.Recorder
 
 	mu        sync.Mutex
 	closed    bool
@@ -95,7 +95,6 @@ type Server struct {
 	perSource map[netip.Addr]int
 	slotFree  chan struct{} // closed and replaced when a connection ends
 	bucket    quota.Bucket
-	errors    quota.PerSecond
 	saidFull  time.Time      // when it was last said that clients have to wait
 	sweeper   chan struct{}  // closed to stop the sweeper, nil if none runs
 	wg        sync.WaitGroup // handlers and the sweeper
@@ -128,11 +127,11 @@ func (s *Server) Serve(ln net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 		case !acceptAgain(err):
-			s.recordError(listenTuple(ln), fmt.Errorf("accept: %w", err))
+			s.events.Error(listenTuple(ln), fmt.Errorf("accept: %w", err))
 			return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 		}
 		if pause.First() {
-			s.recordError(listenTuple(ln), fmt.Errorf("accept paused: %w", err))
+			s.events.Error(listenTuple(ln), fmt.Errorf("accept paused: %w", err))
 		}
 		s.sleep(pause.Next())
 	}
@@ -167,6 +166,7 @@ func (s *Server) addListener(ln *net.Listener) error {
 		s.perSource = make(map[netip.Addr]int)
 		s.slotFree = make(chan struct{})
 		s.sweeper = make(chan struct{})
+		s.events.Service, s.events.Sink = s.Service, s.Sink
 		if s.limits.Load() == nil {
 			l := s.Limits
 			s.limits.Store(&l)
@@ -175,7 +175,7 @@ func (s *Server) addListener(ln *net.Listener) error {
 	}
 	s.listeners[ln] = struct{}{}
 	s.mu.Unlock()
-	s.record(stats.Event{Kind: stats.Listen, Tuple: listenTuple(*ln)})
+	s.events.Record(stats.Event{Kind: stats.Listen, Tuple: listenTuple(*ln)})
 	return nil
 }
 
@@ -184,7 +184,7 @@ func (s *Server) removeListener(ln *net.Listener) {
 	s.mu.Lock()
 	delete(s.listeners, ln)
 	s.mu.Unlock()
-	s.record(stats.Event{Kind: stats.Close, Tuple: listenTuple(*ln)})
+	s.events.Record(stats.Event{Kind: stats.Close, Tuple: listenTuple(*ln)})
 }
 
 func listenTuple(ln net.Listener) fivetuple.Tuple {
@@ -236,14 +236,14 @@ func (s *Server) enter(c *Conn, take func(*Conn) error) bool {
 }
 
 func (s *Server) refuse(c *Conn, err error) {
-	s.recordError(c.tuple, fmt.Errorf("refused: %w", err))
+	s.events.Error(c.tuple, fmt.Errorf("refused: %w", err))
 	c.cancel()
 	reset(c.raw)
 }
 
 func (s *Server) recordAccept(c *Conn) {
 	if s.Sink != nil {
-		s.record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id, Peer: c.peerOf()})
+		s.events.Record(stats.Event{Time: c.started, Kind: stats.Accept, Tuple: c.tuple, Conn: c.id, Peer: c.peerOf()})
 	}
 }
 
@@ -388,7 +388,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
-	s.recordKeptBack(time.Now().Add(time.Second)) // all of it
+	s.events.Flush()
 	return err
 }
 
@@ -402,7 +402,7 @@ func (s *Server) drain(ctx context.Context) bool {
 		left := 0
 		for _, c := range s.snapshot() {
 			c.look()
-			if c.idleFor() >= quiet && !c.sending() && !c.blind() {
+			if !s.Patient && c.idleFor() >= quiet && !c.sending() && !c.blind() {
 				c.closeBecause(causeDrained, nil)
 			} else {
 				left++
@@ -456,37 +456,6 @@ func sleepUnless(c <-chan struct{}, d time.Duration) {
 	select {
 	case <-t.C:
 	case <-c:
-	}
-}
-
-func (s *Server) record(e stats.Event) {
-	if s.Sink == nil {
-		return
-	}
-	if e.Time.IsZero() {
-		e.Time = time.Now()
-	}
-	e.Service = s.Service
-	s.Sink.Record(e)
-}
-
-// recordError records an error, or counts it if there were many in this second.
-func (s *Server) recordError(tuple fivetuple.Tuple, err error) {
-	s.mu.Lock()
-	ok := s.errors.Take(time.Now(), maxErrors)
-	s.mu.Unlock()
-	if ok {
-		s.record(stats.Event{Kind: stats.Error, Tuple: tuple, Err: err.Error()})
-	}
-}
-
-// recordKeptBack says how many errors were only counted.
-func (s *Server) recordKeptBack(now time.Time) {
-	s.mu.Lock()
-	n := s.errors.KeptBack(now)
-	s.mu.Unlock()
-	if n > 0 {
-		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors", n)})
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,7 +37,8 @@ TCP or to a Unix socket, the other way, UDP to UDP, TLS that ends or begins here
 LISTEN is on loopback unless it says otherwise; a range of ports goes to as many.
 
 A file of rules has a line for each, LISTEN TARGET... and flags; SIGHUP reads it
-again, and connections of a rule that stays notice nothing.
+again, and connections of a rule that stays notice nothing. Without a file SIGHUP,
+as when the terminal is closed, is the end; with --workers nothing is read again.
 
 Only --file, --verbose, --handoff, --workers, --drain and --user are for all rules;
 the other flags are for one.`,
@@ -52,6 +55,9 @@ the other flags are for one.`,
 				return err
 			}
 			if f.check {
+				if _, err := f.config(rules); err != nil {
+					return err
+				}
 				fmt.Fprintf(a.out, "ok, %s\n", plural(len(rules), "rule"))
 				return nil
 			}
@@ -92,9 +98,6 @@ func (a *app) runForward(ctx context.Context, f forwardFlags, rules []rule) erro
 	if f.workers != 0 {
 		return a.forwardWorkers(ctx, f, rules)
 	}
-	for i := range rules {
-		a.noteExposure(&rules[i])
-	}
 	config, err := f.config(rules)
 	if err != nil {
 		return err
@@ -104,7 +107,7 @@ func (a *app) runForward(ctx context.Context, f forwardFlags, rules []rule) erro
 		level = slog.LevelDebug
 	}
 	r := daemonRun{
-		name: "forward", config: config, handoff: f.handoff,
+		name: "forward", config: config, handoff: f.handoff, leaseless: true,
 		log: slog.New(&noteHandler{a, level}),
 		began: func(d *daemon.Daemon) error {
 			a.noteRules(d, rules)
@@ -134,6 +137,9 @@ func (f *forwardFlags) config(rules []rule) (daemon.Config, error) {
 		}
 		c.Services = append(c.Services, s)
 	}
+	if err := c.Check(); err != nil {
+		return c, &codeError{exitUsage, err}
+	}
 	return c, nil
 }
 
@@ -142,10 +148,14 @@ func (a *app) loadRules(f forwardFlags) (daemon.Config, error) {
 	if err != nil {
 		return daemon.Config{}, err
 	}
+	config, err := f.config(rules)
+	if err != nil {
+		return config, err
+	}
 	for i := range rules {
 		a.noteExposure(&rules[i])
 	}
-	return f.config(rules)
+	return config, nil
 }
 
 // noteExposure says what a rule opens, and what it needs from the rest of the host.
@@ -163,6 +173,7 @@ func (a *app) noteRules(d *daemon.Daemon, rules []rule) {
 	for i := range rules {
 		r := &rules[i]
 		a.note("listening on %s %s: forward to %s", r.Listen.Network, addresses[r.name()], r.targetsText())
+		a.noteExposure(r)
 	}
 }
 
@@ -190,6 +201,9 @@ func (a *app) forwardWorkers(ctx context.Context, f forwardFlags, rules []rule) 
 		return &codeError{exitUsage, err}
 	}
 	a.noteExposure(r)
+	if f.file != "" { // workers have one command line, and read no rules again
+		signal.Ignore(syscall.SIGHUP)
+	}
 	return a.listenWorkers(ctx, p)
 }
 

@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -38,7 +38,12 @@ one alone, with both legs' round-trip times, retransmissions and limits.`,
 		Example: `  ft forward explain
   ft forward explain 7
   ft forward explain 192.0.2.7 -o json`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usage("ft forward explain takes one connection, or none for all, not %d arguments", len(args))
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			which := ""
 			if len(args) > 0 {
@@ -83,7 +88,7 @@ func (a *app) runExplain(ctx context.Context, which string) error {
 		a.note("no relay has a connection %s", which)
 		return answerIsNo
 	case !found:
-		a.note("no relay of this user runs")
+		a.note("no relay of this user runs; those with --workers cannot be asked")
 		return answerIsNo
 	}
 	return nil
@@ -93,12 +98,16 @@ func (a *app) runExplain(ctx context.Context, which string) error {
 // systemd gives each unit a directory of its own there.
 func askRelays(ctx context.Context) (all explained, err error) {
 	all = explained{Schema: schema, Relays: []daemon.Explanation{}}
-	dirs, err := filepath.Glob(filepath.Join(runtimeDir(), "*"))
-	if err != nil {
-		return all, err
+	var dirs []string
+	for _, pattern := range controlDirs() {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return all, err
+		}
+		dirs = append(dirs, found...)
 	}
 	var errs []error
-	for _, dir := range append([]string{runtimeDir()}, dirs...) {
+	for _, dir := range dirs {
 		paths, err := daemon.Controls(ctx, dir)
 		if err != nil && dir == runtimeDir() {
 			return all, err
@@ -119,6 +128,15 @@ func askRelays(ctx context.Context) (all explained, err error) {
 		}
 	}
 	return all, errors.Join(errs...)
+}
+
+// controlDirs are patterns of the directories with control sockets.
+func controlDirs() []string {
+	all := []string{runtimeDir(), filepath.Join(runtimeDir(), "*")}
+	if os.Geteuid() == 0 {
+		all = append(all, filepath.Join(os.TempDir(), "fivetuple-*"), "/run/user/*/fivetuple")
+	}
+	return all
 }
 
 // keep leaves the connections that are called so: by their number, the address of the
@@ -224,8 +242,10 @@ func (a *app) printRelays(all explained, details bool) error {
 					writePair(&b, &p)
 				}
 			}
-			if _, err := io.WriteString(a.out, b.String()); err != nil {
-				return err
+			for line := range strings.Lines(b.String()) { // a socket may not be a relay's
+				if _, err := fmt.Fprintln(a.out, printable.Escape(strings.TrimSuffix(line, "\n"))); err != nil {
+					return err
+				}
 			}
 			rows := connectionsOf(s)
 			if len(rows) == 0 {
@@ -241,13 +261,13 @@ func (a *app) printRelays(all explained, details bool) error {
 
 // writeService writes what there is to know of a rule.
 func writeService(b *strings.Builder, pid int, s *service.Relayed) {
-	fmt.Fprintf(b, "%s (pid %d)\n", printable.Escape(s.Service), pid)
+	fmt.Fprintf(b, "%s (pid %d)\n", s.Service, pid)
 	for _, l := range s.Listeners {
-		fmt.Fprintf(b, "  listens on %s with %s, engine %s\n", printable.Escape(l.Address), plural(l.Sockets, "socket"), l.Engine)
+		fmt.Fprintf(b, "  listens on %s with %s, engine %s\n", l.Address, plural(l.Sockets, "socket"), l.Engine)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Upstreams)) {
 		for _, t := range s.Upstreams[name] {
-			fmt.Fprintf(b, "  target %s\n", printable.Escape(describeTarget(name, &t)))
+			fmt.Fprintf(b, "  target %s\n", describeTarget(name, &t))
 		}
 	}
 	if p := s.Pipes; p != nil && p.PipeSize > 0 {
@@ -326,7 +346,7 @@ func writePair(b *strings.Builder, p *splice.Pair) {
 }
 
 func writeLeg(b *strings.Builder, name, tuple string, i *sockopt.TCPInfo) {
-	fmt.Fprintf(b, "  %s  %s", name, printable.Escape(tuple))
+	fmt.Fprintf(b, "  %s  %s", name, tuple)
 	if i != nil {
 		fmt.Fprintf(b, ": rtt %s, %d retransmitted, %s not sent, %d segments unacknowledged, congestion window %d, busy %s, limited by the receiver %s, by the send buffer %s",
 			stats.FormatDuration(i.RTT), i.TotalRetrans, stats.FormatBytes(uint64(i.NotSentBytes)), i.Unacked, i.SndCwnd,

@@ -3,6 +3,8 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -77,6 +79,7 @@ func (f *ruleFlags) register(fl *pflag.FlagSet) {
 	fl.StringVar(&f.targetTLS.CertFile, "cert", "", "client certificate for targets, a PEM `file`")
 	fl.StringVar(&f.targetTLS.KeyFile, "key", "", "its private key, a PEM `file`; default: the file of --cert")
 	fl.StringVar(&f.targetTLS.ServerName, "target-name", "", "server `name` to ask targets for and to verify, instead of their host")
+	fl.StringVar(&f.targetTLS.Pin, "pin", "", "trust just the target's certificate with this `fingerprint`: sha256:HEX")
 	fl.BoolVar(&f.targetTLS.Insecure, "insecure", false, "do not verify the certificates of targets")
 	f.faults.register(fl)
 }
@@ -119,6 +122,9 @@ func (f *ruleFlags) config(args []string) (c relay.Config, err error) {
 	if c.Source, err = parseSource("--bind-source", f.source); err != nil {
 		return c, err
 	}
+	if err := f.checkFlags(c); err != nil {
+		return c, err
+	}
 	for _, d := range []struct {
 		flag  string
 		value time.Duration
@@ -135,6 +141,40 @@ func (f *ruleFlags) config(args []string) (c relay.Config, err error) {
 	}
 	c.TLS.ServerName = f.targetTLS.ServerName // "" is each target's own
 	return c, c.CheckFor(c.Listen, f.tls.CertFile != "")
+}
+
+// checkFlags refuses what would do nothing.
+func (f *ruleFlags) checkFlags(c relay.Config) error {
+	datagrams := c.Listen.Network.IsDatagram()
+	secured := false
+	for _, t := range slices.Concat(slices.Collect(maps.Values(c.Names))...) {
+		secured = secured || t.Network == fivetuple.TLS
+	}
+	for _, t := range c.Targets {
+		secured = secured || t.Network == fivetuple.TLS
+	}
+	toTLS := f.targetTLS.CAFile != "" || f.targetTLS.CertFile != "" || f.targetTLS.ServerName != "" || f.targetTLS.Insecure || f.targetTLS.Pin != ""
+	switch {
+	case !datagrams && f.firstReply != 0:
+		return errors.New("--first-reply is for UDP")
+	case !datagrams && f.faults.Reorder != 0:
+		return errors.New("--reorder is for UDP: a stream is never out of order")
+	case datagrams && f.halfClosed != 0:
+		return errors.New("--half-closed is for streams")
+	case datagrams && len(f.acceptProxy) > 0:
+		return errors.New("--accept-proxy is for streams")
+	case toTLS && !secured:
+		return errors.New("--cafile, --cert, --target-name, --pin and --insecure are for targets that are tls://")
+	case f.tls.CertFile == "" && (f.tls.KeyFile != "" || f.tls.ClientCAFile != ""):
+		return errors.New("--tls-key and --tls-client-ca need --tls-cert")
+	case !c.Listen.Network.IsIP() && len(f.allow)+len(f.deny) > 0:
+		return fmt.Errorf("--allow and --deny are for addresses; %s has file permissions: --mode", c.Listen)
+	case f.mode.FileMode != 0 && c.Listen.Network != fivetuple.Unix:
+		return errors.New("--mode is for Unix sockets")
+	case f.limits.MaxConns < 0 || f.limits.MaxPerSource < 0 || f.limits.AcceptRate < 0:
+		return errors.New("--max, --max-per-source and --accept-rate must not be negative")
+	}
+	return nil
 }
 
 // parseTargets reads endpoints that have the transport of where the rule listens,

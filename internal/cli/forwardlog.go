@@ -24,6 +24,9 @@ func (h *noteHandler) WithGroup(string) slog.Handler { return h }
 
 // Handle implements [slog.Handler].
 func (h *noteHandler) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "listening" {
+		return nil // the command says it itself
+	}
 	var about, rest []string
 	failure := ""
 	r.Attrs(func(a slog.Attr) bool {

@@ -89,7 +89,9 @@ func parseRule(line string) (r rule, ok bool, err error) {
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	flags.Usage = func() {}
 	r.register(flags)
-	if err := flags.Parse(words); err != nil {
+	if err := flags.Parse(words); errors.Is(err, pflag.ErrHelp) {
+		return r, false, errors.New("--help is for the command line")
+	} else if err != nil {
 		return r, false, err
 	}
 	r.Config, err = r.config(flags.Args())
@@ -98,14 +100,41 @@ func parseRule(line string) (r rule, ok bool, err error) {
 
 // sameListener refuses two rules for one port.
 func sameListener(all []rule) error {
-	seen := make(map[fivetuple.Endpoint]bool)
-	for _, r := range all {
-		if seen[r.Listen] {
-			return fmt.Errorf("two rules listen on %s: name both targets in one", r.Listen)
+	for i := range all {
+		for j := range i {
+			if overlap(all[j].Listen, all[i].Listen) {
+				return fmt.Errorf("two rules listen on %s: %s and %s", commonPort(all[i].Listen), all[j].Listen, all[i].Listen)
+			}
 		}
-		seen[r.Listen] = true
 	}
 	return nil
+}
+
+func commonPort(e fivetuple.Endpoint) string {
+	if e.Network == fivetuple.Unix {
+		return e.Path
+	}
+	return "the same port"
+}
+
+// overlap says whether two endpoints surely cannot both be listened on.
+func overlap(a, b fivetuple.Endpoint) bool {
+	if a.Network == fivetuple.Unix || b.Network == fivetuple.Unix {
+		return a.Network == b.Network && a.Path == b.Path
+	}
+	if !a.Network.IsIP() || a.Network.Protocol() != b.Network.Protocol() || a.Service != b.Service {
+		return a == b
+	}
+	if a.Ports.First == 0 || a.Ports.First > b.Ports.Last || b.Ports.First > a.Ports.Last {
+		return false
+	}
+	place := func(e fivetuple.Endpoint) string {
+		if e.Host == "" || e.Host == "localhost" {
+			return "127.0.0.1"
+		}
+		return e.Host
+	}
+	return place(a) == place(b) || a.Host == fivetuple.AnyHost || b.Host == fivetuple.AnyHost
 }
 
 // exposed says whether anybody who reaches this host reaches the rule.

@@ -55,12 +55,15 @@ func useLine(c *cobra.Command) string {
 	switch commands := c.CommandPath() + " COMMAND [flags]"; {
 	case !c.HasAvailableSubCommands():
 		return c.UseLine()
-	case strings.Contains(c.Use, " "): // it does something without one of them, too
+	case takesArguments(c):
 		return c.UseLine() + "\n  " + commands
 	default:
 		return commands
 	}
 }
+
+// takesArguments says whether a command does something without one of its commands, too.
+func takesArguments(c *cobra.Command) bool { return strings.Contains(c.Use, " ") }
 
 // helpCommand is `ft help COMMAND`, for those who look for it there. Unlike
 // cobra's own it fails for a command that does not exist.
@@ -99,7 +102,7 @@ func unknownCommand(c *cobra.Command, name string) error {
 // flagError makes a usage error of a flag that is wrong. Behind an unknown
 // command every flag is unknown; the command is what is wrong then.
 func flagError(c *cobra.Command, err error) error {
-	if args := c.Flags().Args(); c.HasSubCommands() && len(args) > 0 {
+	if args := c.Flags().Args(); c.HasSubCommands() && !takesArguments(c) && len(args) > 0 {
 		return unknownCommand(c, args[0])
 	}
 	return usage("%w: see `%s --help`", err, c.CommandPath())

@@ -108,6 +108,8 @@ type daemonRun struct {
 	log     *slog.Logger
 	began   func(*daemon.Daemon) error // everything is served; may be nil; an error is the end
 	end     func(*daemon.Daemon) error // after the stop; may be nil
+	// leaseless goes on without the registry of ports, if that cannot be opened.
+	leaseless bool
 	// reloaded is told of a configuration that is in force now; may be nil.
 	reloaded func(daemon.Config)
 }
@@ -130,11 +132,15 @@ func (a *app) runDaemon(ctx context.Context, r daemonRun) error {
 	}
 	if !r.config.Leases.Off {
 		ports, err := openPorts(ctx, func(err error) { r.log.Warn("ports", "error", err) })
-		if err != nil {
+		switch {
+		case err == nil:
+			defer ports.Close()
+			o.Leases = ports
+		case r.leaseless:
+			r.log.Warn("other programs are not told which ports are taken", "error", err)
+		default:
 			return fmt.Errorf("%w (leases: {off: true} in the configuration does without)", err)
 		}
-		defer ports.Close()
-		o.Leases = ports
 	}
 	dirErr := makeRuntimeDir(runtimeDir())
 	if dirErr != nil && a.needsRuntimeDir(r.config) {

@@ -169,9 +169,7 @@ func (l *loop) turn(events []poll.Event) {
 	l.wheel.Advance(l.now, l.fire)
 	for range l.evictions.Swap(0) {
 		l.server.count.Add(1) // who asked for it has counted it
-		if !l.evict() {
-			l.server.count.Add(-1)
-		}
+		l.evict()             // there may be none any more
 	}
 	l.shrink()
 	l.least.Store(l.leastUse())

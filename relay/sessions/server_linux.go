@@ -381,14 +381,14 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // drain ends sessions as they fall quiet, and the rest when ctx ends. It reports
 // whether all were quiet.
 func (s *Server) drain(ctx context.Context) bool {
-	const quiet = 250 * time.Millisecond
-	tick := time.NewTicker(quiet / 5)
+	const quiet = time.Second
+	tick := time.NewTicker(quiet / 20)
 	defer tick.Stop()
 	for {
 		left := 0
 		for _, l := range s.allLoops() {
 			l.each(func(c *session) {
-				if l.now-c.active >= int64(quiet) {
+				if c.is(replied) && l.now-c.active >= int64(quiet) { // the others wait for their first reply
 					l.end(c, causeDrained, nil)
 				} else {
 					left++

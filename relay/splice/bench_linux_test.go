@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"testing"
 	"unsafe"
+
+	"github.com/fivetuple/fivetuple/stream/gate"
 )
 
 func TestAPairAtRestTakesLittleMemory(t *testing.T) {
@@ -64,7 +66,9 @@ func BenchmarkIdlePair(b *testing.B) {
 		for i := range pairs {
 			p := l.table.take()
 			l.wheel.Set(int(p.slot), 1)
-			s.where[uint64(i)] = place{slot: p.slot}
+			n := gate.Newcomer{ID: uint64(i) + 1}
+			s.gate.Enter(&n)
+			s.gate.Put(n.ID, gate.Place{Slot: p.slot})
 		}
 		runtime.GC()
 		runtime.ReadMemStats(&after)

@@ -1,6 +1,7 @@
 package splice
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -86,7 +87,7 @@ func (l *loop) next(p *pair) {
 func (l *loop) try(p *pair) bool {
 	err, own := l.open(p)
 	if err == nil {
-		err = l.dial(p)
+		err, own = l.dial(p), false
 	}
 	errno, _ := err.(syscall.Errno)
 	switch {
@@ -94,7 +95,7 @@ func (l *loop) try(p *pair) bool {
 		l.connected(p)
 	case errno == syscall.EINPROGRESS:
 		l.arm(p)
-	case own && mayWait(err), errno == syscall.EAGAIN && p.address.Path != "":
+	case mayWait(err), errno == syscall.EAGAIN && p.address.Path != "":
 		l.tryAgain(p, err)
 	default:
 		l.turnedDown(p, err, own)
@@ -135,6 +136,9 @@ func (l *loop) open(p *pair) (err error, own bool) {
 	}
 	if err == nil {
 		_, err = sockopt.Apply(fd, p.route.Options...)
+	}
+	if err != nil {
+		l.hangUp(p) // half prepared, it is not for another try
 	}
 	return err, true
 }
@@ -209,9 +213,11 @@ func (l *loop) turnedDown(p *pair, err error, own bool) {
 		own = true
 		err = fmt.Errorf("%w: this machine has no such address to connect from, or its source ports (net.ipv4.ip_local_port_range) are used up", err)
 	}
-	if !own {
-		p.address.Failed(err)
+	blame := err
+	if own {
+		blame = context.Canceled // a trial goes to the next connection
 	}
+	p.address.Failed(blame)
 	p.setup.failures = append(p.setup.failures, failure{p.targetAddress(), err})
 	l.hangUp(p)
 }
@@ -297,7 +303,7 @@ func (l *loop) connected(p *pair) {
 	p.state = relaying
 	p.active = l.now
 	if l.server.Sink != nil {
-		l.note(stats.Event{Kind: stats.Connect, Tuple: p.targetTuple(), Conn: p.id})
+		l.note(stats.Event{Kind: stats.Forward, Tuple: p.targetTuple(), Conn: p.id})
 	}
 	x, u := &p.flows[client], p.setup
 	x.flags |= room

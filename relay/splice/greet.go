@@ -103,7 +103,7 @@ func (l *loop) introduce(p *pair, h proxyheader.Header, size int) {
 		e.proxy, e.destination = proxy, h.Destination
 	}
 	p.setup.said = p.setup.said[:copy(p.setup.said, p.setup.said[size:])]
-	if err := l.server.admitNamed(p.remote); err != nil {
+	if err := l.server.gate.Admit(p.remote); err != nil {
 		l.refuse(p, causeRefused, fmt.Errorf("refused: %w", err))
 		return
 	}

@@ -7,10 +7,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/internal/poll"
 	"github.com/fivetuple/fivetuple/relay/upstream"
 	"github.com/fivetuple/fivetuple/stream"
+	"github.com/fivetuple/fivetuple/stream/gate"
 )
 
 // HandOff stops the server between two reads, and gives every connection with
@@ -101,14 +101,11 @@ func (s *Server) Resume() error {
 	s.mu.Lock()
 	frozen := s.frozen
 	s.frozen = nil
-	as := s.acceptors
 	s.mu.Unlock()
 	if frozen == nil {
 		return nil
 	}
-	for _, a := range as { // who had a copy may have changed what both share
-		a.raw.Control(func(fd uintptr) { poll.SetNonblock(int(fd)) })
-	}
+	s.gate.Unblock()
 	for _, l := range s.allLoops() {
 		l.unblock()
 	}
@@ -131,12 +128,11 @@ func (s *Server) Release() error {
 		s.mu.Unlock()
 		return errors.New("release: nothing is handed off: call HandOff first")
 	}
-	already := s.closed
 	s.frozen = nil
-	s.closed = true
-	as, loops := s.acceptors, s.loops
+	loops := s.loops
 	s.mu.Unlock()
 
+	s.gate.Shut()
 	s.mode.Store(stopping)
 	for _, l := range loops {
 		l.leaveAll()
@@ -144,16 +140,9 @@ func (s *Server) Release() error {
 	if frozen != nil {
 		s.thawLoops(frozen)
 	}
-	for _, a := range as {
-		if u, ok := a.ln.(interface{ SetUnlinkOnClose(bool) }); ok {
-			u.SetUnlinkOnClose(false)
-		}
-	}
-	s.unlisten(as)
-	if s.ended != nil && !already {
-		close(s.ended)
-	}
+	s.gate.Release()
 	s.stop()
+	s.events.Flush()
 	return nil
 }
 
@@ -193,9 +182,9 @@ func (l *loop) leaveAll() {
 					poll.Close(int(fd))
 				}
 			}
-			id, from := p.id, p.source()
+			id, client := p.id, p.countedAs()
 			l.drop(p)
-			l.server.leave(id, from)
+			l.server.gate.Leave(id, client)
 		}
 	}
 }
@@ -208,9 +197,9 @@ func (s *Server) freeze() error {
 	}
 	s.begin()
 	s.mu.Lock()
-	if s.closed || s.frozen != nil {
+	if shut := s.gate.IsShut(); shut || s.frozen != nil {
 		defer s.mu.Unlock()
-		if s.closed {
+		if shut {
 			return stream.ErrServerClosed
 		}
 		return errors.New("it is done already: call Resume or Release")
@@ -243,6 +232,7 @@ func (s *Server) thawLoops(frozen chan struct{}) {
 		l.mu.Lock()
 		l.frozen = nil
 		l.mu.Unlock()
+		l.poller.Wake() // what it planned is late
 	}
 	close(frozen)
 }
@@ -300,7 +290,7 @@ func (s *Server) adopt(files []*os.File, state []byte) error {
 	err = s.place(given, &was)
 	if err != nil {
 		for _, g := range given { // the other server still has them
-			poll.Close(g.fd)
+			poll.Close(g.FD)
 		}
 	}
 	return err
@@ -314,21 +304,13 @@ func btoi(b bool) int {
 }
 
 // place gives an adopted connection to a loop.
-func (s *Server) place(given []adopted, was *snapshot) error {
-	n := &newcomer{fd: given[client].fd, id: was.id, tcp: given[client].tcp, lingers: given[client].lingers, local: given[client].local,
-		peer: poll.Peer{Addr: was.remote, Name: was.peerName}, counted: was.counted}
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return stream.ErrServerClosed
+func (s *Server) place(given []gate.Newcomer, was *snapshot) error {
+	n := &given[client]
+	n.ID, n.Peer, n.Proxied = was.id, poll.Peer{Addr: was.remote, Name: was.peerName}, !was.counted
+	loops := s.allLoops() // none if the gate is shut
+	if err := s.gate.Enter(n); err != nil {
+		return err
 	}
-	s.raiseIDs(was.id)
-	if _, taken := s.where[was.id]; taken {
-		n.id = s.nextID()
-	}
-	s.enter(n.id, n.source())
-	loops := s.loops
-	s.mu.Unlock()
 
 	l := loops[0]
 	for _, other := range loops {
@@ -340,84 +322,38 @@ func (s *Server) place(given []adopted, was *snapshot) error {
 	l.lock()
 	defer l.unlock()
 	if l.ended { // by Shutdown, meanwhile
-		s.mu.Lock()
-		s.unplaced--
-		s.mu.Unlock()
-		s.leave(n.id, n.source())
+		s.gate.Leave(n.ID, n.Client())
 		return stream.ErrServerClosed
 	}
 	p, err := l.add(n)
 	if err == nil && was.state == relaying {
-		p.fd[target] = int32(given[target].fd)
-		err = l.watch(p, target, given[target].tcp)
+		p.fd[target] = int32(given[target].FD)
+		err = l.watch(p, target, given[target].TCP)
 	}
 	if err != nil {
-		l.poller.Remove(n.fd)
+		l.poller.Remove(n.FD)
 		l.drop(p)
-		s.leave(n.id, n.source())
+		s.gate.Leave(n.ID, n.Client())
 		return err
 	}
 	l.restore(p, was)
 	return nil
 }
 
-// adopted is a descriptor that came from elsewhere.
-type adopted struct {
-	fd           int
-	tcp, lingers bool
-	local        fivetuple.Address
-}
-
-func openGiven(files []*os.File) ([]adopted, error) {
-	var all []adopted
+// openGiven opens the sockets of a pair that came from elsewhere.
+func openGiven(files []*os.File) ([]gate.Newcomer, error) {
+	var all []gate.Newcomer
 	for _, f := range files {
-		a, err := openOne(f)
+		n, err := gate.Open(f)
 		if err != nil {
-			for _, a := range all {
-				poll.Close(a.fd)
+			for _, n := range all {
+				poll.Close(n.FD)
 			}
 			return nil, fmt.Errorf("%s: %w", f.Name(), err)
 		}
-		all = append(all, a)
+		all = append(all, n)
 	}
 	return all, nil
-}
-
-func openOne(f *os.File) (a adopted, err error) {
-	sc, err := f.SyscallConn()
-	if err != nil {
-		return a, err
-	}
-	var cerr error
-	err = sc.Control(func(fd uintptr) {
-		if a.tcp, cerr = poll.IsStream(int(fd)); cerr != nil {
-			return
-		}
-		a.lingers = poll.Lingers(int(fd))
-		var local poll.Peer
-		if local, cerr = poll.LocalOf(int(fd)); cerr != nil {
-			return
-		}
-		a.local = fivetuple.Address{AddrPort: local.Addr, Name: local.Name}
-		if cerr = poll.SetNonblock(int(fd)); cerr == nil {
-			a.fd, cerr = poll.Dup(int(fd))
-		}
-	})
-	return a, errors.Join(err, cerr)
-}
-
-// raiseIDs makes further ids higher than id.
-func (s *Server) raiseIDs(id uint64) {
-	ids := &s.ids
-	if s.IDs != nil {
-		ids = s.IDs
-	}
-	for {
-		last := ids.Load()
-		if last >= id || ids.CompareAndSwap(last, id) {
-			return
-		}
-	}
 }
 
 // snapshot is what to know of a pair to go on with it elsewhere.

@@ -1,6 +1,7 @@
 package splice
 
 import (
+	"context"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/fivetuple/fivetuple/internal/poll"
 	"github.com/fivetuple/fivetuple/stats"
+	"github.com/fivetuple/fivetuple/stream/gate"
 )
 
 // loop serves a share of the pairs, with one goroutine. Others may look at its
@@ -31,27 +33,23 @@ type loop struct {
 	parked chan struct{} // told when the loop stands still to be frozen
 	ended  bool          // nothing can be added
 
-	acceptors []*acceptor // by token; nil if gone
-	listening bool
-	acceptAt  int64 // when to try again, if not listening
+	accepts *gate.Acceptor
 
-	inbox     sync.Mutex // guards newcomers; taken inside mu
-	newcomers []newcomer // of other loops, to be settled
+	inbox     sync.Mutex      // guards newcomers; taken inside mu
+	newcomers []gate.Newcomer // of other loops, to be settled
 	hasNew    atomic.Bool
 
 	// The goroutine's own.
-	ready     []*acceptor
 	spare     []uint64
 	tells     []stats.Event
 	fire      func(int)
 	buf       []byte
-	spareNew  []newcomer
+	spareNew  []gate.Newcomer
 	parkedFor chan struct{} // the frozen it has stood still for
 }
 
 const (
-	awake         = math.MinInt64
-	acceptorToken = uint64(maxGen+8) << 32
+	awake = math.MinInt64
 
 	// interest is what is to be known of every socket. Urgent data and the
 	// peer's end make a short read not the last.
@@ -67,9 +65,9 @@ func newLoop(s *Server, index int) (*loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loop{server: s, index: index, poller: p, wakeAt: awake, acceptAt: poll.Never, listening: true,
-		parked: make(chan struct{}, 1), buf: make([]byte, readSize)}
+	l := &loop{server: s, index: index, poller: p, wakeAt: awake, parked: make(chan struct{}, 1), buf: make([]byte, readSize)}
 	l.fire = l.onTime
+	l.accepts = s.gate.Acceptor(&l.mu, p, l.place)
 	return l, nil
 }
 
@@ -108,13 +106,14 @@ func (l *loop) dispatch(token uint64, ready poll.Ready) {
 		}
 		return
 	}
-	if i := int(token &^ acceptorToken); token&acceptorToken == acceptorToken && i < len(l.acceptors) && l.acceptors[i] != nil {
-		l.ready = append(l.ready, l.acceptors[i])
-	}
+	l.accepts.Notice(token)
 }
 
 // notice keeps in mind what one of a pair's sockets is ready for.
 func (l *loop) notice(p *pair, of side, ready poll.Ready) {
+	if p.fd[of] < 0 {
+		return // closed by an earlier event of this turn
+	}
 	from, to := &p.flows[of], &p.flows[of.other()]
 	if ready&^poll.Out != 0 {
 		from.flags |= readable
@@ -163,21 +162,13 @@ func (l *loop) continueLater() {
 
 // hasOutside says whether there is something to do without the mutex.
 func (l *loop) hasOutside() bool {
-	if !l.listening && (!l.server.paused.Load() || l.now >= l.acceptAt) {
-		l.server.paused.Store(false)
-		l.hearAll()
-	}
-	return len(l.ready)+len(l.events) > 0
+	return l.accepts.Look(l.now) || len(l.events) > 0
 }
 
 // doOutside does what must not be done with the mutex held: accepting, which
 // gives connections to other loops, and recording events.
 func (l *loop) doOutside() {
-	for _, a := range l.ready {
-		l.acceptFrom(a)
-	}
-	clear(l.ready)
-	l.ready = l.ready[:0]
+	l.accepts.Accept()
 	l.recordEvents()
 }
 
@@ -186,7 +177,7 @@ func (l *loop) recordEvents() {
 	l.events, l.tells = l.tells[:0], l.events
 	l.mu.Unlock()
 	for i := range l.tells {
-		l.server.record(l.tells[i])
+		l.server.events.Record(l.tells[i])
 	}
 	clear(l.tells)
 	if cap(l.tells) > 256 {
@@ -196,10 +187,10 @@ func (l *loop) recordEvents() {
 
 // plan says how long to wait.
 func (l *loop) plan() time.Duration {
-	if len(l.later)+len(l.events) > 0 || !l.listening && !l.server.paused.Load() {
+	if len(l.later)+len(l.events) > 0 {
 		return 0
 	}
-	l.wakeAt = min(l.wheel.Next(), l.acceptAt)
+	l.wakeAt = min(l.wheel.Next(), l.accepts.Due())
 	if l.wakeAt == poll.Never {
 		return -1
 	}
@@ -260,7 +251,8 @@ func (l *loop) end() {
 		l.server.pipes.drop(p)
 	}
 	l.pipes = nil
-	l.listening, l.ended = false, true
+	l.accepts.Stop()
+	l.ended = true
 	l.poller.Close()
 }
 
@@ -277,35 +269,32 @@ func (l *loop) note(e stats.Event) {
 
 // noteError is note for an error, if there were not too many in this second.
 func (l *loop) noteError(p *pair, err error) {
-	if l.server.mayRecordError() {
+	if l.server.events.TakeError() {
 		l.note(stats.Event{Kind: stats.Error, Tuple: p.clientTuple(), Conn: p.id, Err: err.Error()})
 	}
 }
 
 // add gives a connection a place, and waits for what happens to it. It is not
 // nil even if that fails.
-func (l *loop) add(n *newcomer) (*pair, error) {
+func (l *loop) add(n *gate.Newcomer) (*pair, error) {
 	s := l.server
 	p := l.table.take()
-	p.id, p.fd[client], p.remote, p.local = n.id, int32(n.fd), n.peer.Addr, unique.Make(n.local)
+	p.id, p.fd[client], p.remote, p.local = n.ID, int32(n.FD), n.Peer.Addr, unique.Make(n.Local)
 	p.route = s.route.Load()
 	p.state = connecting
 	p.started, p.active, p.reported, p.ends = l.now, l.now, l.now, poll.Never
-	if n.peer.Name != "" {
-		p.extras().peerName = n.peer.Name
+	if n.Peer.Name != "" {
+		p.extras().peerName = n.Peer.Name
 	}
 	p.flows[target].flags |= room
-	if n.lingers {
+	if n.Lingers {
 		p.flags |= lingers
 	}
-	if n.counted {
+	if !n.Proxied {
 		p.flags |= counted
 	}
-	s.mu.Lock()
-	s.where[p.id] = place{loop: uint32(l.index), slot: p.slot}
-	s.unplaced--
-	s.mu.Unlock()
-	return p, l.watch(p, client, n.tcp)
+	s.gate.Put(p.id, gate.Place{Loop: uint32(l.index), Slot: p.slot})
+	return p, l.watch(p, client, n.TCP)
 }
 
 // watch waits for what happens to one socket of a pair.
@@ -326,8 +315,11 @@ func (l *loop) drop(p *pair) {
 		l.forget(&p.flows[s])
 	}
 	l.freeSetup(p)
-	if p.is(opened) {
+	switch {
+	case p.is(opened):
 		p.address.Closed()
+	case p.state == connecting && p.address != nil: // a trial goes to the next connection
+		p.address.Failed(context.Canceled)
 	}
 	l.wheel.Clear(int(p.slot))
 	l.table.release(p)
@@ -336,7 +328,7 @@ func (l *loop) drop(p *pair) {
 
 // arm sets when the pair is to be looked at, if nothing happens before.
 func (l *loop) arm(p *pair) {
-	limits := l.server.limits.Load()
+	limits := l.server.gate.Limits()
 	due := p.ends
 	switch p.state {
 	case relaying:
@@ -389,7 +381,7 @@ func (l *loop) dueRelaying(p *pair, idle time.Duration) int64 {
 // onTime sees to a pair whose time has come.
 func (l *loop) onTime(slot int) {
 	p := l.table.at(int32(slot))
-	limits := l.server.limits.Load()
+	limits := l.server.gate.Limits()
 	switch {
 	case p.state != relaying:
 		l.onTimeBefore(p)
@@ -404,7 +396,7 @@ func (l *loop) onTime(slot int) {
 		l.close(p, causeIdle, nil)
 		return
 	case p.halfClosed() && l.now-p.active >= int64(p.route.HalfClosed):
-		l.close(p, causeHalfClosed, nil)
+		l.reset(p, causeHalfClosed, nil) // what was said so far is not the whole
 		return
 	case p.is(unreported) && l.now-p.reported >= int64(dataEvery):
 		p.flags &^= unreported

@@ -9,7 +9,6 @@ import (
 	"unique"
 
 	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/internal/acl"
 	"github.com/fivetuple/fivetuple/internal/poll"
 	"github.com/fivetuple/fivetuple/relay/upstream"
 	"github.com/fivetuple/fivetuple/sockopt"
@@ -151,13 +150,12 @@ const (
 	causeNoGreeting
 	causeRefused
 	causeCut
-	causeDrained
 	causeShutdown
 )
 
 // As events of package stream name them, where it has the same.
 var causeNames = [...]string{"peer closed", "target closed", "peer reset", "target reset", "failed", "timed out", "idle timeout",
-	"no first byte", "half-closed too long", "no target", "no PROXY header", "no greeting", "refused", "cut", "drained", "reset at shutdown"}
+	"no first byte", "half-closed too long", "no target", "no PROXY header", "no greeting", "refused", "cut", "reset at shutdown"}
 
 // flushTimeout bounds how long one side is kept, when the other is gone, until it
 // has everything that was written to it.
@@ -311,17 +309,17 @@ func (l *loop) remove(p *pair, why cause, err error, hard bool) {
 			poll.CloseAtOnce(int(fd), false)
 		}
 	}
-	id, from := p.id, p.source()
+	id, client := p.id, p.countedAs()
 	l.drop(p)
-	l.server.leave(id, from)
+	l.server.gate.Leave(id, client)
 }
 
-// source is what limits for each source count the pair by; invalid if they do not.
-func (p *pair) source() netip.Addr {
+// countedAs is whom limits for each source count the pair by; invalid if they do not.
+func (p *pair) countedAs() netip.AddrPort {
 	if !p.is(counted) {
-		return netip.Addr{}
+		return netip.AddrPort{}
 	}
-	return acl.Source(p.remote)
+	return p.remote
 }
 
 // tcpOf is the kernel's last view of a TCP connection, nil if there is none.

@@ -24,9 +24,9 @@ func (s *Server) Stats() Stats {
 	p := &s.pipes
 	st := Stats{PipeSize: int(p.granted.Load()), Pipes: int(p.made.Load()), PipesMost: int(p.most.Load()), Fallbacks: p.fallbacks.Load()}
 	for _, l := range s.allLoops() {
-		l.mu.Lock()
+		l.lock()
 		st.PipesIdle += len(l.pipes)
-		l.mu.Unlock()
+		l.unlock()
 	}
 	return st
 }
@@ -114,10 +114,12 @@ func (l *loop) takePipe(x *flow) bool {
 // make makes a pipe if there may be another, and the kernel grants one that is
 // worth having.
 func (p *pipePool) make(now int64) *poll.Pipe {
-	if now < p.again.Load() || p.made.Add(1) > p.most.Load() {
-		if now >= p.again.Load() {
-			p.made.Add(-1)
-		}
+	if now < p.again.Load() {
+		p.fallbacks.Add(1)
+		return nil
+	}
+	if p.made.Add(1) > p.most.Load() {
+		p.made.Add(-1)
 		p.fallbacks.Add(1)
 		return nil
 	}

@@ -160,6 +160,10 @@ func (l *loop) copy(p *pair, from side, most int) int {
 func (l *loop) fill(p *pair, from side, most int) int {
 	x := &p.flows[from]
 	n, errno := x.pipe.Fill(int(p.fd[from]), min(most, x.pipe.Size))
+	if n == 0 && errno == 0 { // the end; or urgent data before it, at which splice stops with bytes behind
+		l.givePipe(x)
+		return l.copy(p, from, min(most, readSize))
+	}
 	if n == 0 {
 		l.tookNothing(p, from, errno)
 		return 0

@@ -311,7 +311,7 @@ func TestAResetIsPassedOn(t *testing.T) {
 					t.Errorf("the client saw %v, want a reset", err)
 				}
 			} else {
-				eventually(t, "the pair is connected", func() bool { return len(ev.waitFor(t, stats.Connect, 1)) == 1 })
+				eventually(t, "the pair is connected", func() bool { return len(ev.waitFor(t, stats.Forward, 1)) == 1 })
 				abort(c)
 				if err := <-seen; !isReset(err) {
 					t.Errorf("the target saw %v, want a reset", err)
@@ -397,7 +397,7 @@ func TestEventsNameBothSidesOfAConnection(t *testing.T) {
 	c := dial(t, ln)
 	echoes(t, c, []byte("12345"))
 	c.Close()
-	accept, connect, end := ev.wait(t, stats.Accept), ev.wait(t, stats.Connect), ev.wait(t, stats.Disconnect)
+	accept, connect, end := ev.wait(t, stats.Accept), ev.wait(t, stats.Forward), ev.wait(t, stats.Disconnect)
 	client := fivetuple.Tuple{Protocol: fivetuple.TCP, Local: fivetuple.AddressOf(ln.Addr()), Remote: fivetuple.AddressOf(c.LocalAddr())}
 	if accept.Tuple != client || end.Tuple != client || accept.Conn != 1 || end.Conn != 1 || accept.Service != "s" {
 		t.Errorf("got accept %+v and disconnect %+v, want %v", accept, end, client)

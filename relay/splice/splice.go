@@ -34,12 +34,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/internal/quota"
 	"github.com/fivetuple/fivetuple/relay/upstream"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 	"github.com/fivetuple/fivetuple/stream"
+	"github.com/fivetuple/fivetuple/stream/gate"
 )
 
 // Server relays the connections of any number of listeners. Set the fields before
@@ -59,34 +58,20 @@ type Server struct {
 	HeaderTimeout time.Duration
 	Loops         int // how many event loops; default GOMAXPROCS
 
-	limits  atomic.Pointer[stream.Limits]
+	gate    gate.Gate
+	events  stats.Recorder
 	route   atomic.Pointer[route]
-	ids     atomic.Uint64    // if IDs is nil
 	epoch   time.Time        // what the loops' clock counts from
 	perConn sockopt.Settings // those of Options that a connection does not have from its listener
 	pipes   pipePool
 	loops   []*loop
 	wg      sync.WaitGroup // the loops
 
-	mode   atomic.Int32  // what the loops are to do
-	paused atomic.Bool   // nothing is accepted until pauseEnds, or a connection ends
-	ended  chan struct{} // closed by Shutdown and Release
-
-	handing   sync.Mutex // held by HandOff, Resume and Release, and while the loops end
-	mu        sync.Mutex // taken inside a loop's, never around it
-	begun     bool       // the loops run
-	closed    bool
-	frozen    chan struct{} // closed when what HandOff froze goes on; nil if nothing is frozen
-	acceptors []*acceptor
-	where     map[uint64]place // the pairs by id
-	unplaced  int              // those of them that have no place yet
-	perSource map[netip.Addr]int
-	bucket    quota.Bucket
-	pause     quota.Backoff
-	pauseEnds int64
-	errors    quota.PerSecond
-	tellLater *time.Timer // says how many errors were only counted
-	saidFull  time.Time   // when it was last said that clients have to wait
+	mode    atomic.Int32  // what the loops are to do
+	handing sync.Mutex    // held by HandOff, Resume and Release, and while the loops end
+	mu      sync.Mutex    // taken inside a loop's, never around it
+	begun   bool          // the loops run
+	frozen  chan struct{} // closed when what HandOff froze goes on; nil if nothing is frozen
 }
 
 // Route is where connections go, and how.
@@ -119,22 +104,12 @@ const (
 	DefaultHeaderTimeout  = stream.DefaultHeaderTimeout
 )
 
-// place is where a pair is; the slot is negative until it has one.
-type place struct {
-	loop uint32
-	slot int32
-}
-
 // What the loops are to do.
 const (
 	running int32 = iota
 	freezing
 	stopping
 )
-
-// maxErrors is how many Error events a server makes in a second, as package
-// stream has it.
-const maxErrors = 10
 
 // Serve accepts connections on the listeners until Shutdown or Release, and
 // closes them. They are TCP or Unix stream listeners of package net, or embed
@@ -144,7 +119,7 @@ const maxErrors = 10
 // It returns [stream.ErrServerClosed], or the error that ended accepting for
 // good: net.ErrClosed if a listener was closed by another, which leaves the
 // connections as they are.
-func (s *Server) Serve(lns ...net.Listener) (err error) {
+func (s *Server) Serve(lns ...net.Listener) error {
 	defer func() {
 		for _, ln := range lns {
 			ln.Close()
@@ -153,33 +128,19 @@ func (s *Server) Serve(lns ...net.Listener) (err error) {
 	if err := s.init(); err != nil {
 		return err
 	}
-	as := make([]*acceptor, len(lns))
-	for i, ln := range lns {
-		if as[i], err = newAcceptor(ln); err != nil {
-			return err
-		}
-	}
-	s.begin()
-	if err := s.listen(as); err != nil {
+	ls, err := gate.Listeners(lns)
+	if err != nil {
 		return err
 	}
-	for _, a := range as {
-		s.record(stats.Event{Kind: stats.Listen, Tuple: a.tuple})
-	}
-	err = s.waitFor(as)
-	s.unlisten(as)
-	for _, a := range as {
-		a.ln.Close()
-		s.record(stats.Event{Kind: stats.Close, Tuple: a.tuple})
-	}
-	return err
+	s.begin()
+	return s.gate.Serve(ls)
 }
 
 // init makes the loops, once.
 func (s *Server) init() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.gate.IsShut() {
 		return stream.ErrServerClosed
 	}
 	if s.loops != nil {
@@ -187,17 +148,9 @@ func (s *Server) init() error {
 	}
 	s.epoch = time.Now()
 	s.perConn = s.Options.PerConn()
-	s.where = make(map[uint64]place)
-	s.perSource = make(map[netip.Addr]int)
-	s.ended = make(chan struct{})
-	s.pause = quota.Backoff{Min: 5 * time.Millisecond, Max: time.Second}
-	s.tellLater = time.AfterFunc(time.Hour, s.recordKeptBack)
-	s.tellLater.Stop()
+	s.events.Service, s.events.Sink = s.Service, s.Sink
+	s.gate.Open(gate.Config{Clock: s.clock, Limits: s.Limits, Peers: s.Peers, Proxies: s.Proxies, IDs: s.IDs, Events: &s.events})
 	s.pipes.init()
-	if s.limits.Load() == nil {
-		l := s.Limits
-		s.limits.Store(&l)
-	}
 	if s.route.Load() == nil {
 		s.route.Store(newRoute(s.Route))
 	}
@@ -244,23 +197,16 @@ func (s *Server) allLoops() []*loop {
 }
 
 // Len returns how many connections there are.
-func (s *Server) Len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.where) - s.unplaced
-}
+func (s *Server) Len() int { return s.gate.Len() }
 
 // Cut resets both sides of one connection. An unknown id is [stream.ErrNoConn].
 func (s *Server) Cut(id uint64) error {
-	s.mu.Lock()
-	at, ok := s.where[id]
-	loops := s.loops
-	s.mu.Unlock()
-	if ok && at.slot >= 0 && loops != nil {
-		l := loops[at.loop]
+	at, ok := s.gate.Find(id)
+	if loops := s.allLoops(); ok && loops != nil {
+		l := loops[at.Loop]
 		l.lock()
 		defer l.unlock()
-		if p := l.table.at(at.slot); p.state != free && p.id == id {
+		if p := l.table.at(at.Slot); p.state != free && p.id == id {
 			l.reset(p, causeCut, nil)
 			return nil
 		}
@@ -271,34 +217,20 @@ func (s *Server) Cut(id uint64) error {
 // SetLimits changes the limits for connections from now on; the timeouts apply
 // to those that exist as well.
 func (s *Server) SetLimits(limits stream.Limits) {
-	s.limits.Store(&limits)
+	s.gate.SetLimits(limits)
 	for _, l := range s.allLoops() {
 		l.each(l.arm)
 	}
-	s.acceptAgain()
 }
 
 // SetRoute changes the route for connections accepted from now on.
 func (s *Server) SetRoute(r Route) { s.route.Store(newRoute(r)) }
 
-// Shutdown closes the listeners, lets connections come to rest, and returns
-// when all have ended. A connection on which nothing has moved for a quarter of
-// a second, and in which nothing is on its way, is closed; those still busy when
-// ctx ends are reset. The error is ctx's if any had to be.
+// Shutdown closes the listeners and returns when all connections have ended. Those
+// that there are when ctx ends are reset, and the error is ctx's.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.mu.Lock()
-	already := s.closed
-	s.closed = true
-	as := s.acceptors
-	if s.ended != nil && !already {
-		close(s.ended)
-	}
-	s.mu.Unlock()
+	s.gate.Close()
 	s.Resume() // whatever stands still
-	s.unlisten(as)
-	for _, a := range as {
-		a.ln.Close()
-	}
 	var err error
 	if !s.drain(ctx) {
 		err = ctx.Err()
@@ -306,28 +238,19 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.handing.Lock()
 	s.stop()
 	s.handing.Unlock()
-	s.recordKeptBack()
+	s.events.Flush()
 	return err
 }
 
-// drain closes pairs as they fall quiet, and resets the rest when ctx ends. It
-// reports whether none had to be reset.
+// drain waits until the pairs have ended, and resets the rest when ctx ends: that
+// nothing moves does not say that nothing is to come. It reports whether none had to be reset.
 func (s *Server) drain(ctx context.Context) bool {
-	const quiet = 250 * time.Millisecond
-	tick := time.NewTicker(quiet / 5)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		s.mu.Lock()
-		left := s.unplaced
-		s.mu.Unlock()
+		left := s.gate.Unplaced()
 		for _, l := range s.allLoops() {
-			l.each(func(p *pair) {
-				if l.now-p.active >= int64(quiet) && p.state != connecting && !p.sending() {
-					l.close(p, causeDrained, nil)
-				} else {
-					left++
-				}
-			})
+			l.each(func(*pair) { left++ })
 		}
 		if left == 0 {
 			return true
@@ -355,55 +278,5 @@ func (s *Server) stop() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tellLater != nil {
-		s.tellLater.Stop()
-	}
 	s.loops = nil
-}
-
-func (s *Server) nextID() uint64 {
-	if s.IDs != nil {
-		return s.IDs.Add(1)
-	}
-	return s.ids.Add(1)
-}
-
-func (s *Server) record(e stats.Event) {
-	if s.Sink == nil {
-		return
-	}
-	if e.Time.IsZero() {
-		e.Time = time.Now()
-	}
-	e.Service = s.Service
-	s.Sink.Record(e)
-}
-
-// mayRecordError says whether another error may be recorded in this second; if
-// not, it is counted.
-func (s *Server) mayRecordError() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.errors.Take(time.Now(), maxErrors) {
-		return true
-	}
-	s.tellLater.Reset(time.Second)
-	return false
-}
-
-// recordError records an error, or counts it if there were many in this second.
-func (s *Server) recordError(tuple fivetuple.Tuple, err error) {
-	if s.mayRecordError() {
-		s.record(stats.Event{Kind: stats.Error, Tuple: tuple, Err: err.Error()})
-	}
-}
-
-// recordKeptBack says how many errors were only counted.
-func (s *Server) recordKeptBack() {
-	s.mu.Lock()
-	n := s.errors.KeptBack(time.Now().Add(time.Second)) // all of it
-	s.mu.Unlock()
-	if n > 0 {
-		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors", n)})
-	}
 }

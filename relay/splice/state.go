@@ -1,11 +1,12 @@
 package splice
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/fivetuple/fivetuple/internal/fields"
 )
 
 // snapshot is what a server knows of a pair, as it is handed to another.
@@ -34,8 +35,7 @@ type flowState struct {
 // keptFlags are what holds of a direction wherever it is served.
 const keptFlags = eof | shut | broken | urgent
 
-// The encoding is a version, a byte of flags, and the fields in order: numbers
-// as uvarints, strings and bytes behind their length.
+// The encoding is as package fields has it.
 const stateVersion = 1
 
 const stateFlags = 1<<4 - 1
@@ -44,38 +44,20 @@ const maxName = 256 // of a path or a host
 
 // encode is the inverse of decode.
 func (w *snapshot) encode() []byte {
-	var f byte
-	for i, on := range []bool{w.unreported, w.counted, w.accepted, w.targetFirst} {
-		if on {
-			f |= 1 << i
-		}
-	}
 	b := make([]byte, 0, 256+len(w.flows[client].rest)+len(w.flows[target].rest))
-	b = append(b, stateVersion, f)
-	for _, n := range []uint64{w.id, uint64(w.state), uint64(w.age), uint64(w.quiet), uint64(w.reported), uint64(w.left), uint64(w.shift)} {
-		b = binary.AppendUvarint(b, n)
-	}
+	b = append(b, stateVersion, fields.Flags(w.unreported, w.counted, w.accepted, w.targetFirst))
+	b = fields.Append(b, w.id, uint64(w.state), uint64(w.age), uint64(w.quiet), uint64(w.reported), uint64(w.left), uint64(w.shift))
 	for _, a := range []netip.AddrPort{w.remote, w.proxy, w.destination, w.addr} {
-		text := ""
-		if a.IsValid() {
-			text = a.String()
-		}
-		b = appendString(b, text)
+		b = fields.AppendAddrPort(b, a)
 	}
 	for _, s := range []string{w.path, w.name, w.peerName} {
-		b = appendString(b, s)
+		b = fields.AppendBytes(b, s)
 	}
 	for _, x := range w.flows {
-		for _, n := range []uint64{x.moved, uint64(x.flags), uint64(x.err)} {
-			b = binary.AppendUvarint(b, n)
-		}
-		b = appendString(b, x.rest)
+		b = fields.Append(b, x.moved, uint64(x.flags), uint64(x.err))
+		b = fields.AppendBytes(b, x.rest)
 	}
 	return b
-}
-
-func appendString[T string | []byte](b []byte, s T) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
 var errState = errors.New("the state of the connection is damaged")
@@ -89,71 +71,24 @@ func (w *snapshot) decode(b []byte) error {
 		return fmt.Errorf("the state of the connection is of version %d: this program knows version %d", b[0], stateVersion)
 	}
 	f := b[1]
-	d := decoder{rest: b[2:]}
+	r := fields.Read(b[2:])
 	*w = snapshot{
 		unreported: f&1 != 0, counted: f&2 != 0, accepted: f&4 != 0, targetFirst: f&8 != 0,
-		id: d.number(1<<63 - 1), state: state(d.number(uint64(relaying))),
-		age: d.duration(), quiet: d.duration(), reported: d.duration(), left: d.duration(), shift: uint16(d.number(1<<16 - 1)),
+		id: r.Number(1<<63 - 1), state: state(r.Number(uint64(relaying))),
+		age: r.Duration(), quiet: r.Duration(), reported: r.Duration(), left: r.Duration(), shift: uint16(r.Number(1<<16 - 1)),
+		remote: r.AddrPort(), proxy: r.AddrPort(), destination: r.AddrPort(), addr: r.AddrPort(),
+		path: r.String(maxName), name: r.String(maxName), peerName: r.String(maxName),
 	}
-	for _, a := range []*netip.AddrPort{&w.remote, &w.proxy, &w.destination, &w.addr} {
-		*a = d.addrPort()
-	}
-	for _, s := range []*string{&w.path, &w.name, &w.peerName} {
-		*s = string(d.bytes(maxName))
-	}
+	var all flowFlags
 	for i := range w.flows {
-		w.flows[i] = flowState{moved: d.number(1<<64 - 1), flags: flowFlags(d.number(1<<16 - 1)), err: uint16(d.number(4095)), rest: d.bytes(len(b))}
-		d.bad = d.bad || w.flows[i].flags&^keptFlags != 0
+		w.flows[i] = flowState{moved: r.Number(1<<64 - 1), flags: flowFlags(r.Number(1<<16 - 1)), err: uint16(r.Number(4095)), rest: r.Bytes(len(b))}
+		all |= w.flows[i].flags
 	}
-	if d.bad || len(d.rest) > 0 || f&^stateFlags != 0 || w.state == free {
+	if !r.Whole() || f&^stateFlags != 0 || all&^keptFlags != 0 || w.state == free {
 		return errState
 	}
 	if w.state != relaying && len(w.flows[client].rest) > maxPrelude || w.state == relaying && !w.addr.IsValid() && w.path == "" {
 		return errState
 	}
 	return nil
-}
-
-// decoder takes fields from the front of rest.
-type decoder struct {
-	rest []byte
-	bad  bool
-}
-
-func (d *decoder) number(most uint64) uint64 {
-	n, size := binary.Uvarint(d.rest)
-	if size <= 0 || n > most {
-		d.bad, d.rest = true, nil
-		return 0
-	}
-	d.rest = d.rest[size:]
-	return n
-}
-
-// duration takes one of up to a hundred years.
-func (d *decoder) duration() time.Duration {
-	return time.Duration(d.number(100 * 365 * 24 * uint64(time.Hour)))
-}
-
-func (d *decoder) bytes(most int) []byte {
-	n := int(min(d.number(1<<32), 1<<32))
-	if n > most || n > len(d.rest) {
-		d.bad, d.rest = true, nil
-		return nil
-	}
-	b := d.rest[:n:n]
-	d.rest = d.rest[n:]
-	return b
-}
-
-func (d *decoder) addrPort() netip.AddrPort {
-	text := string(d.bytes(128))
-	if text == "" {
-		return netip.AddrPort{}
-	}
-	a, err := netip.ParseAddrPort(text)
-	if err != nil {
-		d.bad = true
-	}
-	return a
 }

@@ -1,5 +1,7 @@
 package splice
 
+import "github.com/fivetuple/fivetuple/stream/gate"
+
 // table holds a loop's pairs in pieces that stay where they are.
 type table struct {
 	chunks []*[chunkPairs]pair
@@ -29,8 +31,8 @@ func (p *pair) token(of side) uint64 {
 	return uint64(p.gen)<<32 | uint64(uint32(p.slot))<<1 | uint64(of)
 }
 
-// maxGen keeps the tokens of pairs apart from others.
-const maxGen = 1<<32 - 16
+// maxGen keeps the tokens of pairs apart from those of listeners.
+const maxGen = uint32(gate.Tokens>>32) - 1
 
 // take returns a free place for a new pair.
 func (t *table) take() *pair {

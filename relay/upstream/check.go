@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"github.com/fivetuple/fivetuple"
@@ -77,6 +78,9 @@ func (a *Address) connect(ctx context.Context, c Check, d dial.Dialer) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	e := a.Target
+	if a.Path != "" { // these are of TCP
+		d.Source, d.Interface = netip.AddrPort{}, ""
+	}
 	if a.Path == "" {
 		ip := a.Addr.Addr()
 		e = e.WithPort(a.Addr.Port())

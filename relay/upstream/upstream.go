@@ -144,6 +144,15 @@ func set[T comparable](field *T, value T) {
 	}
 }
 
+// Valid says why no pool can be made of the configuration; nil if one can.
+func (c Config) Valid() error {
+	err := c.validate()
+	if err == nil {
+		_, err = withPorts(c.Targets)
+	}
+	return err
+}
+
 // validate refuses what cannot work.
 func (c *Config) validate() error {
 	switch {

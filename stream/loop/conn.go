@@ -9,7 +9,6 @@ import (
 	"unique"
 
 	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/internal/acl"
 	"github.com/fivetuple/fivetuple/internal/poll"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
@@ -249,9 +248,9 @@ func (l *loop) remove(c *conn, why cause, err error, closeFD func(int)) {
 		l.note(e)
 	}
 	closeFD(int(c.fd))
-	id, from := c.id, acl.Source(c.remote)
+	id, client := c.id, c.remote
 	l.drop(c)
-	l.server.leave(id, from)
+	l.server.gate.Leave(id, client)
 }
 
 // tcpOf is the kernel's last view of a TCP connection, nil if there is none.

@@ -6,10 +6,9 @@ import (
 	"os"
 	"time"
 
-	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/internal/acl"
 	"github.com/fivetuple/fivetuple/internal/poll"
 	"github.com/fivetuple/fivetuple/stream"
+	"github.com/fivetuple/fivetuple/stream/gate"
 )
 
 // HandOff stops the server between two reads, and gives every connection with
@@ -60,14 +59,11 @@ func (s *Server) Resume() error {
 	s.mu.Lock()
 	frozen := s.frozen
 	s.frozen = nil
-	as := s.acceptors
 	s.mu.Unlock()
 	if frozen == nil {
 		return nil
 	}
-	for _, a := range as { // who had a copy may have changed what both share
-		a.raw.Control(func(fd uintptr) { poll.SetNonblock(int(fd)) })
-	}
+	s.gate.Unblock()
 	s.mode.Store(running)
 	s.thawLoops(frozen)
 	return nil
@@ -87,12 +83,11 @@ func (s *Server) Release() error {
 		s.mu.Unlock()
 		return errors.New("release: nothing is handed off: call HandOff first")
 	}
-	already := s.closed
 	s.frozen = nil
-	s.closed = true
-	as, loops := s.acceptors, s.loops
+	loops := s.loops
 	s.mu.Unlock()
 
+	s.gate.Shut()
 	s.mode.Store(stopping)
 	for _, l := range loops {
 		l.forget()
@@ -100,16 +95,9 @@ func (s *Server) Release() error {
 	if frozen != nil {
 		s.thawLoops(frozen)
 	}
-	for _, a := range as {
-		if u, ok := a.ln.(interface{ SetUnlinkOnClose(bool) }); ok {
-			u.SetUnlinkOnClose(false)
-		}
-	}
-	s.unlisten(as)
-	if s.ended != nil && !already {
-		close(s.ended)
-	}
+	s.gate.Release()
 	s.stop()
+	s.events.Flush()
 	return nil
 }
 
@@ -125,9 +113,9 @@ func (l *loop) forget() {
 			}
 			l.poller.Remove(int(c.fd)) // the socket lives on, and would go on telling
 			poll.Close(int(c.fd))
-			id, from := c.id, acl.Source(c.remote)
+			id, client := c.id, c.remote
 			l.drop(c)
-			l.server.leave(id, from)
+			l.server.gate.Leave(id, client)
 		}
 	}
 }
@@ -140,9 +128,9 @@ func (s *Server) freeze() error {
 	}
 	s.begin()
 	s.mu.Lock()
-	if s.closed || s.frozen != nil {
+	if shut := s.gate.IsShut(); shut || s.frozen != nil {
 		defer s.mu.Unlock()
-		if s.closed {
+		if shut {
 			return stream.ErrServerClosed
 		}
 		return errors.New("it is done already: call Resume or Release")
@@ -174,6 +162,7 @@ func (s *Server) thawLoops(frozen chan struct{}) {
 		l.mu.Lock()
 		l.frozen = nil
 		l.mu.Unlock()
+		l.poller.Wake() // what it planned is late
 	}
 	close(frozen)
 }
@@ -224,24 +213,24 @@ func (s *Server) adopt(f *os.File, state []byte) error {
 	if err := s.init(); err != nil {
 		return err
 	}
-	n, err := newcomerFrom(f, &was)
+	n, err := gate.Open(f)
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		poll.Close(n.fd)
-		return stream.ErrServerClosed
+	n.ID, n.Peer = was.id, poll.Peer{Addr: was.remote, Name: was.peerName}
+	if err := s.place(&n, &was); err != nil {
+		poll.Close(n.FD) // the other server still has it
+		return err
 	}
-	s.raiseIDs(was.id)
-	if _, taken := s.where[was.id]; taken {
-		n.id = s.nextID()
-	}
-	s.enter(n.id, acl.Source(n.peer.Addr))
-	loops := s.loops
-	s.mu.Unlock()
+	return nil
+}
 
+// place gives an adopted connection to a loop.
+func (s *Server) place(n *gate.Newcomer, was *snapshot) error {
+	loops := s.allLoops() // none if the gate is shut
+	if err := s.gate.Enter(n); err != nil {
+		return err
+	}
 	l := loops[0]
 	for _, other := range loops {
 		if other.count.Load() < l.count.Load() {
@@ -251,61 +240,17 @@ func (s *Server) adopt(f *os.File, state []byte) error {
 	l.lock()
 	defer l.unlock()
 	if l.ended { // by Shutdown, meanwhile
-		poll.Close(n.fd)
-		s.mu.Lock()
-		s.unplaced--
-		s.mu.Unlock()
-		s.leave(n.id, acl.Source(n.peer.Addr))
+		s.gate.Leave(n.ID, n.Client())
 		return stream.ErrServerClosed
 	}
 	c, err := l.add(n)
 	if err != nil {
-		poll.Close(n.fd) // the other server still has it
 		l.drop(c)
-		s.leave(n.id, acl.Source(n.peer.Addr))
+		s.gate.Leave(n.ID, n.Client())
 		return err
 	}
-	l.restore(c, &was)
+	l.restore(c, was)
 	return nil
-}
-
-// newcomerFrom makes a connection of a descriptor that came from elsewhere.
-func newcomerFrom(f *os.File, was *snapshot) (*newcomer, error) {
-	n := &newcomer{id: was.id, peer: poll.Peer{Addr: was.remote, Name: was.peerName}}
-	sc, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var local poll.Peer
-	var cerr error
-	err = sc.Control(func(fd uintptr) {
-		if n.tcp, cerr = poll.IsStream(int(fd)); cerr != nil {
-			return
-		}
-		n.lingers = poll.Lingers(int(fd))
-		if local, cerr = poll.LocalOf(int(fd)); cerr == nil {
-			n.fd, cerr = poll.Dup(int(fd))
-		}
-	})
-	if err = errors.Join(err, cerr); err != nil {
-		return nil, err
-	}
-	n.local = fivetuple.Address{AddrPort: local.Addr, Name: local.Name}
-	return n, nil
-}
-
-// raiseIDs makes further ids higher than id.
-func (s *Server) raiseIDs(id uint64) {
-	ids := &s.ids
-	if s.IDs != nil {
-		ids = s.IDs
-	}
-	for {
-		last := ids.Load()
-		if last >= id || ids.CompareAndSwap(last, id) {
-			return
-		}
-	}
 }
 
 // snapshot is what to know of a connection to go on with it elsewhere.

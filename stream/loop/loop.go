@@ -10,6 +10,7 @@ import (
 
 	"github.com/fivetuple/fivetuple/internal/poll"
 	"github.com/fivetuple/fivetuple/stats"
+	"github.com/fivetuple/fivetuple/stream/gate"
 )
 
 // loop serves a share of the connections, with one goroutine. Others may look
@@ -33,12 +34,9 @@ type loop struct {
 	parked   chan struct{} // told when the loop stands still to be frozen
 	ended    bool          // nothing can be added
 
-	acceptors []*acceptor // by token; nil if gone
-	listening bool
-	acceptAt  int64 // when to try again, if not listening
+	accepts *gate.Acceptor
 
 	// The goroutine's own.
-	ready     []*acceptor
 	spare     []uint64
 	passed    []told
 	tells     []stats.Event
@@ -48,8 +46,7 @@ type loop struct {
 }
 
 const (
-	awake         = math.MinInt64
-	acceptorToken = uint64(maxGen+8) << 32
+	awake = math.MinInt64
 
 	// interest is what is to be known of every connection. Urgent data and the
 	// peer's end make a short read not the last.
@@ -68,9 +65,9 @@ func newLoop(s *Server, index int) (*loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loop{server: s, index: index, poller: p, wakeAt: awake, acceptAt: poll.Never, listening: true,
-		parked: make(chan struct{}, 1), buf: make([]byte, readSize)}
+	l := &loop{server: s, index: index, poller: p, wakeAt: awake, parked: make(chan struct{}, 1), buf: make([]byte, readSize)}
 	l.fire = l.onTime
+	l.accepts = s.gate.Acceptor(&l.mu, p, l.settle)
 	return l, nil
 }
 
@@ -108,9 +105,7 @@ func (l *loop) dispatch(token uint64, ready poll.Ready) {
 		l.serve(c)
 		return
 	}
-	if i := int(token &^ acceptorToken); token&acceptorToken == acceptorToken && i < len(l.acceptors) && l.acceptors[i] != nil {
-		l.ready = append(l.ready, l.acceptors[i])
-	}
+	l.accepts.Notice(token)
 }
 
 // goOn sees to a connection again in the next turn, though no event may come.
@@ -136,22 +131,14 @@ func (l *loop) continueLater() {
 
 // hasOutside says whether there is something to do without the mutex.
 func (l *loop) hasOutside() bool {
-	if !l.listening && (!l.server.paused.Load() || l.now >= l.acceptAt) {
-		l.server.paused.Store(false)
-		l.hearAll()
-	}
-	return len(l.ready)+len(l.told)+len(l.events) > 0
+	return l.accepts.Look(l.now) || len(l.told)+len(l.events) > 0
 }
 
 // doOutside does what must not be done with the mutex held: accepting, which
 // gives connections to other loops; passing on what was said, to connections of
 // other loops; and recording events.
 func (l *loop) doOutside() {
-	for _, a := range l.ready {
-		l.acceptFrom(a)
-	}
-	clear(l.ready)
-	l.ready = l.ready[:0]
+	l.accepts.Accept()
 	l.passOn()
 	l.recordEvents()
 }
@@ -161,7 +148,7 @@ func (l *loop) recordEvents() {
 	l.events, l.tells = l.tells[:0], l.events
 	l.mu.Unlock()
 	for i := range l.tells {
-		l.server.record(l.tells[i])
+		l.server.events.Record(l.tells[i])
 	}
 	clear(l.tells)
 	if cap(l.tells) > 256 {
@@ -171,10 +158,10 @@ func (l *loop) recordEvents() {
 
 // plan says how long to wait.
 func (l *loop) plan() time.Duration {
-	if len(l.later)+len(l.events)+len(l.told) > 0 || !l.listening && !l.server.paused.Load() {
+	if len(l.later)+len(l.events)+len(l.told) > 0 {
 		return 0
 	}
-	l.wakeAt = min(l.wheel.Next(), l.acceptAt)
+	l.wakeAt = min(l.wheel.Next(), l.accepts.Due())
 	if l.wakeAt == poll.Never {
 		return -1
 	}
@@ -229,7 +216,8 @@ func (l *loop) end() {
 	l.recordEvents()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.listening, l.ended = false, true
+	l.accepts.Stop()
+	l.ended = true
 	l.poller.Close()
 }
 
@@ -246,28 +234,24 @@ func (l *loop) note(e stats.Event) {
 
 // add gives a connection a place, and waits for what happens to it. It is not
 // nil even if that fails.
-func (l *loop) add(n *newcomer) (*conn, error) {
-	s := l.server
+func (l *loop) add(n *gate.Newcomer) (*conn, error) {
 	c := l.table.take()
-	c.id, c.fd, c.remote, c.local = n.id, int32(n.fd), n.peer.Addr, unique.Make(n.local)
+	c.id, c.fd, c.remote, c.local = n.ID, int32(n.FD), n.Peer.Addr, unique.Make(n.Local)
 	c.started, c.active, c.reported = l.now, l.now, l.now
-	if n.peer.Name != "" {
-		c.extra = &extra{peerName: n.peer.Name}
+	if n.Peer.Name != "" {
+		c.extra = &extra{peerName: n.Peer.Name}
 	}
-	if n.tcp {
+	if n.TCP {
 		c.flags |= isTCP
 	} else {
 		c.flags |= readOn
 	}
-	if n.lingers {
+	if n.Lingers {
 		c.flags |= lingers
 	}
 	l.count.Add(1)
-	s.mu.Lock()
-	s.where[c.id] = place{loop: uint32(l.index), slot: c.slot}
-	s.unplaced--
-	s.mu.Unlock()
-	return c, l.poller.Add(n.fd, c.token(), interest)
+	l.server.gate.Put(c.id, gate.Place{Loop: uint32(l.index), Slot: c.slot})
+	return c, l.poller.Add(n.FD, c.token(), interest)
 }
 
 // drop gives a connection's place back.
@@ -282,7 +266,7 @@ func (l *loop) drop(c *conn) {
 
 // arm sets when the connection is to be looked at, if nothing happens before.
 func (l *loop) arm(c *conn) {
-	limits := l.server.limits.Load()
+	limits := l.server.gate.Limits()
 	due := poll.Never
 	if c.state == closing {
 		due = c.ends
@@ -311,7 +295,7 @@ func (l *loop) arm(c *conn) {
 // onTime sees to a connection whose time has come.
 func (l *loop) onTime(slot int) {
 	c := l.table.at(int32(slot))
-	limits := l.server.limits.Load()
+	limits := l.server.gate.Limits()
 	switch {
 	case c.state == closing && l.now >= c.ends:
 		l.close(c, c.cause, nil)

@@ -60,7 +60,7 @@ func (l *loop) send(c *conn, m *message) error {
 			return nil
 		}
 	}
-	limit := l.server.limits.Load().WriteQueue
+	limit := l.server.gate.Limits().WriteQueue
 	if limit <= 0 {
 		limit = defaultWriteQueue
 	}

@@ -19,7 +19,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -27,11 +26,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/fivetuple/fivetuple"
-	"github.com/fivetuple/fivetuple/internal/quota"
 	"github.com/fivetuple/fivetuple/sockopt"
 	"github.com/fivetuple/fivetuple/stats"
 	"github.com/fivetuple/fivetuple/stream"
+	"github.com/fivetuple/fivetuple/stream/gate"
 )
 
 // Kinds lists the kinds a [Server] can be.
@@ -51,39 +49,19 @@ type Server struct {
 	Peers   *stream.PeerFilter // who may connect to Unix sockets; nil lets everyone
 	Loops   int                // how many event loops; default GOMAXPROCS
 
-	limits  atomic.Pointer[stream.Limits]
-	ids     atomic.Uint64 // if IDs is nil
-	epoch   time.Time     // what the loops' clock counts from
+	gate    gate.Gate
+	events  stats.Recorder
+	epoch   time.Time // what the loops' clock counts from
 	kind    kind
 	perConn sockopt.Settings // those of Options that a connection does not have from its listener
 	loops   []*loop
 	wg      sync.WaitGroup // the loops
 
-	mode   atomic.Int32  // what the loops are to do
-	paused atomic.Bool   // nothing is accepted until pauseEnds, or a connection ends
-	ended  chan struct{} // closed by Shutdown and Release
-
-	handing   sync.Mutex // held by HandOff, Resume and Release, and while the loops end
-	mu        sync.Mutex // taken inside a loop's, never around it
-	begun     bool       // the loops run
-	closed    bool
-	frozen    chan struct{} // closed when what HandOff froze goes on; nil if nothing is frozen
-	acceptors []*acceptor
-	where     map[uint64]place // the connections by id
-	unplaced  int              // those of them that have no place yet
-	perSource map[netip.Addr]int
-	bucket    quota.Bucket
-	pause     quota.Backoff
-	pauseEnds int64
-	errors    quota.PerSecond
-	tellLater *time.Timer // says how many errors were only counted
-	saidFull  time.Time   // when it was last said that clients have to wait
-}
-
-// place is where a connection is; the slot is negative until it has one.
-type place struct {
-	loop uint32
-	slot int32
+	mode    atomic.Int32  // what the loops are to do
+	handing sync.Mutex    // held by HandOff, Resume and Release, and while the loops end
+	mu      sync.Mutex    // taken inside a loop's, never around it
+	begun   bool          // the loops run
+	frozen  chan struct{} // closed when what HandOff froze goes on; nil if nothing is frozen
 }
 
 // What the loops are to do.
@@ -93,10 +71,6 @@ const (
 	stopping
 )
 
-// maxErrors is how many Error events a server makes in a second, as package
-// stream has it.
-const maxErrors = 10
-
 // Serve accepts connections on the listeners until Shutdown or Release, and
 // closes them. They are TCP or Unix stream listeners of package net, or embed
 // one. If there are as many as loops, each loop has its own (SO_REUSEPORT,
@@ -105,7 +79,7 @@ const maxErrors = 10
 // It returns [stream.ErrServerClosed], or the error that ended accepting for
 // good: net.ErrClosed if a listener was closed by another, which leaves the
 // connections as they are.
-func (s *Server) Serve(lns ...net.Listener) (err error) {
+func (s *Server) Serve(lns ...net.Listener) error {
 	defer func() {
 		for _, ln := range lns {
 			ln.Close()
@@ -114,33 +88,19 @@ func (s *Server) Serve(lns ...net.Listener) (err error) {
 	if err := s.init(); err != nil {
 		return err
 	}
-	as := make([]*acceptor, len(lns))
-	for i, ln := range lns {
-		if as[i], err = newAcceptor(ln); err != nil {
-			return err
-		}
-	}
-	s.begin()
-	if err := s.listen(as); err != nil {
+	ls, err := gate.Listeners(lns)
+	if err != nil {
 		return err
 	}
-	for _, a := range as {
-		s.record(stats.Event{Kind: stats.Listen, Tuple: a.tuple})
-	}
-	err = s.waitFor(as)
-	s.unlisten(as)
-	for _, a := range as {
-		a.ln.Close()
-		s.record(stats.Event{Kind: stats.Close, Tuple: a.tuple})
-	}
-	return err
+	s.begin()
+	return s.gate.Serve(ls)
 }
 
 // init makes the loops, once.
 func (s *Server) init() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.gate.IsShut() {
 		return stream.ErrServerClosed
 	}
 	if s.loops != nil {
@@ -153,16 +113,8 @@ func (s *Server) init() error {
 	s.kind = kind(k)
 	s.epoch = time.Now()
 	s.perConn = s.Options.PerConn()
-	s.where = make(map[uint64]place)
-	s.perSource = make(map[netip.Addr]int)
-	s.ended = make(chan struct{})
-	s.pause = quota.Backoff{Min: 5 * time.Millisecond, Max: time.Second}
-	s.tellLater = time.AfterFunc(time.Hour, s.recordKeptBack)
-	s.tellLater.Stop()
-	if s.limits.Load() == nil {
-		l := s.Limits
-		s.limits.Store(&l)
-	}
+	s.events.Service, s.events.Sink = s.Service, s.Sink
+	s.gate.Open(gate.Config{Clock: s.clock, Limits: s.Limits, Peers: s.Peers, IDs: s.IDs, Events: &s.events})
 	n := s.Loops
 	if n <= 0 {
 		n = runtime.GOMAXPROCS(0)
@@ -206,24 +158,10 @@ func (s *Server) allLoops() []*loop {
 }
 
 // Len returns how many connections there are.
-func (s *Server) Len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.where) - s.unplaced
-}
+func (s *Server) Len() int { return s.gate.Len() }
 
 // Conns returns the ids of the connections of this moment, in no order.
-func (s *Server) Conns() []uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ids := make([]uint64, 0, len(s.where))
-	for id, p := range s.where {
-		if p.slot >= 0 {
-			ids = append(ids, id)
-		}
-	}
-	return ids
-}
+func (s *Server) Conns() []uint64 { return s.gate.Conns() }
 
 // Send sends b to one connection, or queues what it cannot take at once. It does
 // not wait: a client too slow to take what is queued for it is dropped, and the
@@ -265,17 +203,15 @@ func (s *Server) Cut(id uint64) error {
 
 // with calls f on a connection and reports whether there is such a one.
 func (s *Server) with(id uint64, f func(l *loop, c *conn)) bool {
-	s.mu.Lock()
-	p, ok := s.where[id]
-	loops := s.loops
-	s.mu.Unlock()
-	if !ok || p.slot < 0 || loops == nil {
+	p, ok := s.gate.Find(id)
+	loops := s.allLoops()
+	if !ok || loops == nil {
 		return false
 	}
-	l := loops[p.loop]
+	l := loops[p.Loop]
 	l.lock()
 	defer l.unlock()
-	c := l.table.at(p.slot)
+	c := l.table.at(p.Slot)
 	if c.state == free || c.id != id {
 		return false
 	}
@@ -286,11 +222,10 @@ func (s *Server) with(id uint64, f func(l *loop, c *conn)) bool {
 // SetLimits changes the limits for connections from now on; the timeouts apply
 // to those that exist as well.
 func (s *Server) SetLimits(limits stream.Limits) {
-	s.limits.Store(&limits)
+	s.gate.SetLimits(limits)
 	for _, l := range s.allLoops() {
 		l.each(l.arm)
 	}
-	s.acceptAgain()
 }
 
 // Shutdown closes the listeners, lets connections come to rest, and returns
@@ -298,19 +233,8 @@ func (s *Server) SetLimits(limits stream.Limits) {
 // a second, and to which nothing is still to be sent, is closed; those still
 // busy when ctx ends are reset. The error is ctx's if any had to be.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.mu.Lock()
-	already := s.closed
-	s.closed = true
-	as := s.acceptors
-	if s.ended != nil && !already {
-		close(s.ended)
-	}
-	s.mu.Unlock()
+	s.gate.Close()
 	s.Resume() // whatever stands still
-	s.unlisten(as)
-	for _, a := range as {
-		a.ln.Close()
-	}
 	var err error
 	if !s.drain(ctx) {
 		err = ctx.Err()
@@ -318,7 +242,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.handing.Lock()
 	s.stop()
 	s.handing.Unlock()
-	s.recordKeptBack()
+	s.events.Flush()
 	return err
 }
 
@@ -365,49 +289,5 @@ func (s *Server) stop() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tellLater != nil {
-		s.tellLater.Stop()
-	}
 	s.loops = nil
-}
-
-func (s *Server) nextID() uint64 {
-	if s.IDs != nil {
-		return s.IDs.Add(1)
-	}
-	return s.ids.Add(1)
-}
-
-func (s *Server) record(e stats.Event) {
-	if s.Sink == nil {
-		return
-	}
-	if e.Time.IsZero() {
-		e.Time = time.Now()
-	}
-	e.Service = s.Service
-	s.Sink.Record(e)
-}
-
-// recordError records an error, or counts it if there were many in this second.
-func (s *Server) recordError(tuple fivetuple.Tuple, err error) {
-	s.mu.Lock()
-	ok := s.errors.Take(time.Now(), maxErrors)
-	if !ok {
-		s.tellLater.Reset(time.Second)
-	}
-	s.mu.Unlock()
-	if ok {
-		s.record(stats.Event{Kind: stats.Error, Tuple: tuple, Err: err.Error()})
-	}
-}
-
-// recordKeptBack says how many errors were only counted.
-func (s *Server) recordKeptBack() {
-	s.mu.Lock()
-	n := s.errors.KeptBack(time.Now().Add(time.Second)) // all of it
-	s.mu.Unlock()
-	if n > 0 {
-		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors", n)})
-	}
 }

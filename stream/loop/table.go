@@ -1,5 +1,7 @@
 package loop
 
+import "github.com/fivetuple/fivetuple/stream/gate"
+
 // table holds a loop's connections in pieces that stay where they are.
 type table struct {
 	chunks []*[chunkConns]conn
@@ -26,8 +28,8 @@ func (t *table) find(token uint64) *conn {
 
 func (c *conn) token() uint64 { return uint64(c.gen)<<32 | uint64(uint32(c.slot)) }
 
-// maxGen keeps the tokens of connections apart from others.
-const maxGen = 1<<32 - 16
+// maxGen keeps the tokens of connections apart from those of listeners.
+const maxGen = uint32(gate.Tokens>>32) - 1
 
 // take returns a free place for a new connection.
 func (t *table) take() *conn {
