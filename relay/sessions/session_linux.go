@@ -229,7 +229,7 @@ func (l *loop) makeRoom() bool {
 	if victim == l {
 		return l.evict()
 	}
-	s.count.Add(-1) // it is as good as gone
+	s.count.Add(-1)                // it is as good as gone
 	victim.least.Store(poll.Never) // until its next turn: it may have no other
 	victim.evictions.Add(1)
 	victim.poller.Wake()

@@ -201,17 +201,6 @@ func shifted(a netip.AddrPort, shift uint16) netip.AddrPort {
 func (p *pair) bytesIn() uint64  { return p.flows[client].moved }
 func (p *pair) bytesOut() uint64 { return p.flows[target].moved }
 
-// sending says whether bytes are on their way in either direction.
-func (p *pair) sending() bool {
-	for s := range p.flows {
-		x := &p.flows[s]
-		if x.waiting() || p.isTCP(side(s).other()) && p.fd[side(s).other()] >= 0 && poll.Unsent(int(p.fd[side(s).other()])) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // halfClosed says whether one direction has ended.
 func (p *pair) halfClosed() bool {
 	return (p.flows[client].flags|p.flows[target].flags)&(eof|broken) != 0
