@@ -289,9 +289,11 @@ func TestForwardOutlivesTargetsThatAreKilled(t *testing.T) {
 					c.Close()
 				}
 			}()
-			if b, err := io.ReadAll(dialPeer(t, f.address)); err != nil || string(b) != "back again" {
+			again := dialPeer(t, f.address)
+			if b, err := io.ReadAll(again); err != nil || string(b) != "back again" {
 				t.Errorf("when it is back: %q, %v", b, err)
 			}
+			again.Close()
 			if code := f.stop(t); code != exitDone {
 				t.Errorf("exit code %d:\n%.1000s", code, &f.said)
 			}
@@ -299,16 +301,16 @@ func TestForwardOutlivesTargetsThatAreKilled(t *testing.T) {
 	}
 }
 
-// Ten thousand ports in one rule all relay, and stop in good order.
-func TestForwardRangeOfTenThousandPorts(t *testing.T) {
+// FT_RANGE ports in one rule all relay, and stop in good order. With the race detector
+// 10,000 take 17 s to open.
+func TestForwardRangeOfManyPorts(t *testing.T) {
 	ownRegistry(t)
-	const first, n = 12000, 10_000
-	if limit := fileLimit(t); limit < 11_000 {
-		t.Fatalf("the hard limit of descriptors is %d, which is too few: ulimit -Hn 20000", limit)
+	n := fromEnv("FT_RANGE", 2000)
+	const first = 12000
+	if limit := fileLimit(t); limit < uint64(n+1000) {
+		t.Fatalf("the hard limit of descriptors is %d, which is too few: ulimit -Hn %d", limit, n+1000)
 	}
-	began := time.Now()
 	f := startForward(t, fmt.Sprintf("127.0.0.1:%d-%d", first, first+n-1), "127.0.0.2:30000")
-	t.Logf("listens after %v", time.Since(began))
 	for _, i := range []int{0, 1, n / 2, n - 1} {
 		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.2:%d", 30000+i))
 		if err != nil {
@@ -321,9 +323,7 @@ func TestForwardRangeOfTenThousandPorts(t *testing.T) {
 		ln.Close()
 	}
 	wantRefusedAt(t, fmt.Sprintf("127.0.0.1:%d", first+n))
-	t.Logf("relays after %v", time.Since(began))
-	wantIdle(t, map[string]int{"10,000 ports": f.Process.Pid})
-	t.Logf("is idle after %v", time.Since(began))
+	wantIdle(t, map[string]int{"many ports": f.Process.Pid})
 	if code := f.stop(t); code != exitDone {
 		t.Errorf("exit code %d:\n%.1000s", code, &f.said)
 	}
@@ -389,10 +389,12 @@ func relays(t *testing.T, p *process, address string, target *host) {
 		}
 		return err == nil
 	})
-	client := callFT(t, "tcp", address)
-	exchanged(t, client, target.accept(t))
+	client, accepted := callFT(t, "tcp", address), target.accept(t)
+	exchanged(t, client, accepted)
 	wantIdle(t, map[string]int{"without its output": p.Process.Pid})
 	client.Close()
+	accepted.hearEnd(t, "")
+	accepted.Close()
 	p.signal(syscall.SIGTERM)
 	if code := p.code(t); code != "0" {
 		t.Errorf("exit code %s", code)
