@@ -34,7 +34,7 @@ type Explanation struct {
 func (d *Daemon) Explain() Explanation {
 	e := Explanation{Schema: 1, PID: os.Getpid(), Services: []service.Relayed{}}
 	for _, r := range d.all() {
-		if r.config.Kind == kindForward {
+		if r.forwards {
 			e.Services = append(e.Services, r.service.Relayed())
 		}
 	}

@@ -18,9 +18,9 @@ import (
 const wholeRule = `
 services:
   - name: web
-    listen: "*:8000-8010"
+    listen: "*:8000"
     kind: forward
-    to: [10.0.0.5:9000, "tcp://[2001:db8::5]:9000-9010"]
+    to: [10.0.0.5:9000, "tcp://[2001:db8::5]:9000"]
     balance: source-hash
     check: {interval: 2s, timeout: 1s, rise: 3, fall: 4}
     max_fails: off
@@ -49,8 +49,8 @@ func TestParseConfigReadsARule(t *testing.T) {
 	e := fivetuple.MustParseEndpoint
 	web := c.Services[0]
 	want := relay.Config{
-		Listen:  e("*:8000-8010"),
-		Targets: []fivetuple.Endpoint{e("10.0.0.5:9000"), e("[2001:db8::5]:9000-9010")},
+		Listen:  e("*:8000"),
+		Targets: []fivetuple.Endpoint{e("10.0.0.5:9000"), e("[2001:db8::5]:9000")},
 		Policy:  upstream.SourceHash, Check: upstream.Check{Interval: 2 * time.Second, Timeout: time.Second, Rise: 3, Fall: 4},
 		MaxFails: -1, FailFor: 20 * time.Second,
 		Names: map[string][]fivetuple.Endpoint{
@@ -74,7 +74,7 @@ func TestParseConfigReadsARule(t *testing.T) {
 	if l := web.limits(); l.MaxConns != 100 || l.MaxPerSource != 10 || l.AcceptRate != 50 || l.FirstByteTimeout != 10*time.Second || l.IdleTimeout != time.Hour || len(l.Deny) != 1 {
 		t.Errorf("limits are %+v", l)
 	}
-	if len(web.AcceptProxy) != 1 || len(web.ports()) != 11 || web.Name != "web" {
+	if len(web.AcceptProxy) != 1 || len(web.ports()) != 1 || web.Name != "web" {
 		t.Errorf("the rest is %+v", web)
 	}
 	dns := c.Services[1]

@@ -19,19 +19,20 @@ import (
 
 // running is a service that listens, or drains.
 type running struct {
-	config  Service
-	service *service.Service
-	address string // where it really listens
-	leases  []lease.Lease
-	ports   []uint16 // of a UDP service
-	gone    bool     // to a successor, with the leases
+	config   Service
+	forwards bool // it is of the kind forward, for good
+	service  *service.Service
+	address  string // where it really listens
+	leases   []lease.Lease
+	ports    []uint16 // of a UDP service
+	gone     bool     // to a successor, with the leases
 }
 
 // open opens the sockets of a service, each within the grant of its lease, so that
 // nothing can take the port in between. It is served at once, or what a
 // predecessor has of it when that is taken over.
 func (d *Daemon) open(ctx context.Context, s Service, from *service.Takeover) (*running, error) {
-	r := &running{config: s}
+	r := &running{config: s, forwards: s.Kind == kindForward}
 	c, err := d.configOf(s)
 	if err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ func echoAt(t *testing.T, where string) fivetuple.Endpoint {
 
 func forwardTo(listen string, targets ...fivetuple.Endpoint) Config {
 	rule := relay.Config{Targets: targets}
-	if len(targets) > 0 && targets[0].Network.Protocol() == fivetuple.TCP {
+	if len(targets) > 0 && targets[0].Network.Protocol() == fivetuple.TCP && fivetuple.MustParseEndpoint(listen).Ports.Len() == 1 {
 		rule.Check.Interval = 50 * time.Millisecond // which has to end with the service
 	}
 	return Config{Kind: "forward", Name: "f", Endpoints: endpoints(listen), Forward: &rule}
@@ -530,6 +530,7 @@ func TestServicesAreHandedOverTogether(t *testing.T) {
 	echoes(t, "tcp", echo, "new")
 	echoes(t, "tcp", through, "new")
 	ctlB.Close()
+	inRelay.Close() // it would be waited for
 	for _, s := range b {
 		stop(t, s)
 	}

@@ -104,6 +104,9 @@ func endlessHost(t *testing.T) (address string) {
 	return ln.Addr().String()
 }
 
+// few is how many sockets a relay may open for itself after it has said that it listens.
+const few = 2
+
 // forwardScrapes are relays for tests in which much fails, by what they are.
 var forwardScrapes = map[string]struct{ flags, network string }{
 	"event loops": {"", "tcp"},
@@ -184,6 +187,7 @@ func TestForwardSaysOnceWhatFailsAThousandTimes(t *testing.T) {
 				target := strings.Fields(flags + " " + s.flags)
 				if s.network == "udp" {
 					target[0] = "udp://" + target[0]
+					target = append(target, "--first-reply", "2s") // the kernel sends only so many ICMP errors in a second
 				}
 				f := startForward(t, append([]string{s.network + "://127.0.0.1:0"}, target...)...)
 				before := usageOf(t, f.Process.Pid)
@@ -195,7 +199,7 @@ func TestForwardSaysOnceWhatFailsAThousandTimes(t *testing.T) {
 					io.WriteString(c, "x")
 					c.Close()
 				}
-				eventually(t, "nothing is left behind", func() bool { return usageOf(t, f.Process.Pid).sockets <= before.sockets })
+				eventually(t, "nothing is left behind", func() bool { return usageOf(t, f.Process.Pid).sockets <= before.sockets+few })
 				if code := f.stop(t); code != exitDone {
 					t.Errorf("exit code %d", code)
 				}
@@ -277,7 +281,7 @@ func TestForwardOutlivesTargetsThatAreKilled(t *testing.T) {
 			moving.Wait()
 			victim.Process.Kill()
 			over.Wait()
-			eventually(t, "no socket is left behind", func() bool { return usageOf(t, f.Process.Pid).sockets == before })
+			eventually(t, "no socket is left behind", func() bool { return usageOf(t, f.Process.Pid).sockets <= before+few })
 			ln, err := net.Listen("tcp", victim.address)
 			if err != nil {
 				t.Fatal(err)
@@ -438,7 +442,7 @@ func TestForwardOutlivesGarbage(t *testing.T) {
 				})
 			}
 			clients.Wait()
-			eventually(t, "nothing is left behind", func() bool { return usageOf(t, f.Process.Pid).sockets == before })
+			eventually(t, "nothing is left behind", func() bool { return usageOf(t, f.Process.Pid).sockets <= before+few })
 			wantIdle(t, map[string]int{name: f.Process.Pid})
 			if code := f.stop(t); code != exitDone {
 				t.Errorf("exit code %d:\n%.1000s", code, &f.said)
