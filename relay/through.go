@@ -253,9 +253,6 @@ func (f *flow) run(ctx context.Context) error {
 	go pass(&f.up, f.target, f.from, ups)
 	pass(&f.down, f.client, f.target, downs)
 	err := cmp.Or(<-errs, <-errs)
-	if ctx.Err() != nil && err != nil {
-		resetConn(f.target) // this side ended it: what the target has may not be the whole
-	}
 	if first := f.failed.Load(); first != nil {
 		err = *first
 	}

@@ -22,9 +22,9 @@ func TestForwardHoldsManySessions(t *testing.T) {
 	if n > 10_000 {
 		workers = 4
 	}
-	// Each session has a port of its own, of which the usual range has 28,000.
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("1024 65535"), 0); err != nil {
-		t.Fatal(err)
+	if n > 20_000 { // each has a port of its own, of which the usual range has 28,000
+		setPortRange(t, "1024 65535")
+		t.Cleanup(func() { setPortRange(t, "32768 60999") })
 	}
 	target := echoPackets(t)
 	life := 4*time.Second + time.Duration(n)*400*time.Microsecond // longer than it takes to begin all
@@ -51,11 +51,18 @@ func TestForwardHoldsManySessions(t *testing.T) {
 	after := residentOf(t, pids)
 	t.Logf("%d sessions in %d processes: resident %.1f MiB before, %.1f with them, %.1f after: %.0f bytes a session", n, workers,
 		mebi(before), mebi(with), mebi(after), float64(with-before)/float64(n))
-	if grown := after - before; grown > (with-before)/4+int64(workers)*2<<20 {
+	if grown := after - before; n > 20_000 && grown > (with-before)/4+int64(workers)*2<<20 {
 		t.Errorf("%.1f of %.1f MiB stay when all sessions have expired", mebi(grown), mebi(with-before))
 	}
 	if code := f.stop(t); code != exitDone {
 		t.Errorf("exit code %d:\n%.1000s", code, &f.said)
+	}
+}
+
+func setPortRange(t *testing.T, ports string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte(ports), 0); err != nil {
+		t.Fatal(err)
 	}
 }
 
