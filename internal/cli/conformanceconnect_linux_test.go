@@ -621,7 +621,7 @@ func fullStdout(t *testing.T) func(*exec.Cmd) {
 // no more is taken. The function that it returns reads all that was written.
 func flood(t *testing.T, w io.Writer, end func()) func(io.Reader) {
 	t.Helper()
-	const total = 32 << 20 // of buffers, TCP has 10 MiB at most: tcp_rmem and tcp_wmem in tcp(7)
+	const total = 128 << 20 // of buffers, two connections have 72 MiB at most in new kernels: tcp_rmem and tcp_wmem in tcp(7)
 	var sent atomic.Int64
 	done := make(chan struct{})
 	go func() {
