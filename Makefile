@@ -71,11 +71,11 @@ cross: ## build for other systems
 	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/ft
 	GOOS=darwin $(GO) vet ./... && GOOS=windows $(GO) vet ./...
 
-race: build ## measure against the known tools, side by side; ONLY=scan runs one
+race: build ## measure against the known tools, side by side; ONLY=forward runs one
 	cd race && $(GO) run . -ft ../ft $(ONLY)
 
 race-check: build # each race once: do ft and the known tools find the same?
-	cd race && $(GO) run . -ft ../ft -short -rounds 1 >/dev/null
+	cd race && $(GO) run . -ft ../ft -short -rounds 1 >/dev/null && $(GO) run . -ft ../ft -short -rounds 1 forward >/dev/null
 
 cover: ## test coverage, as coverage.html
 	$(GO) test -coverprofile=coverage.out ./...

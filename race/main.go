@@ -61,7 +61,7 @@ var groups = []group{
 	{name: "ls", run: timed(func(s settings) ([]race, func(), error) { return lsRaces(s.ft, s.sockets) })},
 	{name: "echo", run: echoRace},
 	{name: "idle", run: idleRace},
-	{name: "forward", run: forwardRace},
+	{name: "forward", run: forwardRace, long: true},
 	{name: "clients", run: clientsRace, long: true},
 }
 
