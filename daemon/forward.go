@@ -270,11 +270,10 @@ func (s *Service) loadRule() (relay.Config, error) {
 		return c, nil
 	}
 	t := s.TargetTLS
-	config, err := secure.Client{CAFile: t.CA, CertFile: t.Cert, KeyFile: t.Key, ServerName: t.ServerName, Insecure: t.Insecure}.Config("target")
+	config, err := secure.Client{CAFile: t.CA, CertFile: t.Cert, KeyFile: t.Key, ServerName: t.ServerName, Insecure: t.Insecure}.ConfigForAny()
 	if err != nil {
 		return c, fmt.Errorf("target_tls: %w", err)
 	}
-	config.ServerName = t.ServerName // "" is each target's own
 	c.TLS = config
 	return c, nil
 }

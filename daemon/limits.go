@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/fivetuple/fivetuple/relay"
 	"github.com/fivetuple/fivetuple/stream"
 )
 
@@ -13,8 +14,7 @@ import (
 // Without a limit of its own a service has as many connections as the process may
 // have descriptors, less some for the rest of its work, and three quarters of them
 // for one source, so that it cannot lock the others out. One that is relayed has
-// two, and a fifth of all is left for pipes. An hour of silence is nothing strange
-// where two programs keep a connection open through a relay, of which neither knows.
+// two, and a fifth of all is left for pipes.
 func (s *Service) limits() stream.Limits {
 	l := s.limitsGiven()
 	if s.Listen.Network.IsDatagram() {
@@ -23,7 +23,7 @@ func (s *Service) limits() stream.Limits {
 	idle, descriptors := 10*time.Minute, descriptorLimit()
 	most := descriptors - min(64, descriptors/4)
 	if s.Kind == kindForward {
-		idle, most = time.Hour, most*2/5
+		idle, most = relay.DefaultStreamIdle, most*2/5
 	}
 	most = max(most, 1)
 	if l.MaxConns == 0 && !s.Limits.Connections.isOff() {

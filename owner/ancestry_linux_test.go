@@ -57,7 +57,7 @@ func TestCommandLineOfAZombieIsEmpty(t *testing.T) {
 	ok(child.Start())
 	defer child.Wait()
 	for must(ProcessOf(child.Process.Pid)).Alive() {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // Wait would reap it
 	}
 	if got, err := CommandLine(child.Process.Pid); err != nil || len(got) != 0 {
 		t.Errorf("got %q, %v, want nothing", got, err)

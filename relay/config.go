@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -15,6 +16,11 @@ import (
 	"github.com/fivetuple/fivetuple/relay/upstream"
 	"github.com/fivetuple/fivetuple/sockopt"
 )
+
+// DefaultStreamIdle is how long a relayed stream may be silent, unless its server's
+// limits say otherwise. An hour is nothing strange where two programs keep a
+// connection open through a relay, of which neither knows.
+const DefaultStreamIdle = time.Hour
 
 // Config is a rule: where what comes goes on to. The zero value of a field is
 // its default.
@@ -162,10 +168,7 @@ func (c *Config) Splices(listen fivetuple.Network) bool {
 	if runtime.GOOS != "linux" || !plain(listen) || c.Faults.Active() {
 		return false
 	}
-	all := slices.Clone(c.Targets)
-	for _, targets := range c.Names {
-		all = append(all, targets...)
-	}
+	all := slices.Concat(append(slices.Collect(maps.Values(c.Names)), c.Targets)...)
 	return !slices.ContainsFunc(all, func(t fivetuple.Endpoint) bool { return !plain(t.Network) })
 }
 

@@ -55,7 +55,7 @@ func (c *counted) Write(b []byte) (int, error) {
 
 // boundHalf ends a flow that is closed in one direction and silent in the other.
 func (f *flow) boundHalf(ctx context.Context) {
-	most := cmp.Or(f.config.HalfClosed, DefaultHalfClosed)
+	most := cmp.Or(f.config.HalfClosed, splice.DefaultHalfClosed)
 	began := time.Since(f.began)
 	t := time.NewTimer(most)
 	defer t.Stop()
@@ -96,25 +96,23 @@ func (s *flows) remove(f *flow) {
 	delete(s.all, f)
 }
 
-// Flow is a connection as package splice describes its own.
-type Flow = splice.Pair
-
-// Flows are the connections that ServeConn relays at this moment, in no order.
-func (r *Relay) Flows() []Flow {
+// Flows are the connections that ServeConn relays at this moment, in no order, as
+// package splice describes its own.
+func (r *Relay) Flows() []splice.Pair {
 	r.flows.mu.Lock()
 	defer r.flows.mu.Unlock()
-	all := []Flow{}
+	all := []splice.Pair{}
 	for f := range r.flows.all {
 		all = append(all, f.describe())
 	}
 	return all
 }
 
-func (f *flow) describe() Flow {
+func (f *flow) describe() splice.Pair {
 	age := time.Since(f.began)
 	last := max(time.Duration(f.up.moved.Load()), time.Duration(f.down.moved.Load()))
 	leg := fivetuple.TupleOf(networkOf(f.target), f.target)
-	p := Flow{
+	p := splice.Pair{
 		ID: f.client.ID(), State: "relaying", Client: f.client.Tuple(), Target: f.address.Target.String(), Leg: &leg,
 		Age: age.Seconds(), Idle: (age - last).Seconds(), Up: f.up.describe(f), Down: f.down.describe(f),
 		ClientTCP: tcpInfo(f.client), TargetTCP: tcpInfo(f.target),

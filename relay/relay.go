@@ -14,30 +14,17 @@
 package relay
 
 import (
-	"cmp"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/dial"
-	"github.com/fivetuple/fivetuple/internal/quota"
 	"github.com/fivetuple/fivetuple/relay/sessions"
 	"github.com/fivetuple/fivetuple/relay/splice"
 	"github.com/fivetuple/fivetuple/relay/upstream"
 	"github.com/fivetuple/fivetuple/stats"
-)
-
-// Defaults of a [Config].
-const (
-	DefaultConnectTimeout = 5 * time.Second
-	DefaultHalfClosed     = 60 * time.Second
-	DefaultFirstReply     = 30 * time.Second
-	DefaultIdle           = 180 * time.Second
-	helloTimeout          = 5 * time.Second
 )
 
 // Options of a Relay: who is told what happens.
@@ -49,22 +36,20 @@ type Options struct {
 // Relay is a rule at work. Make one with [New].
 type Relay struct {
 	options Options
+	events  stats.Recorder
 
 	mu     sync.Mutex
 	config Config
-	pool   *upstream.Pool            // nil: only names
-	names  map[string]*upstream.Pool // by server name; never changed, but replaced
+	pool   *upstream.Pool // nil: only names
+	names  upstream.Names // never changed, but replaced
 
 	flows flows
-
-	telling sync.Mutex
-	errors  quota.PerSecond
 }
 
 // New begins to resolve names and to check targets. It fails only for a rule that
 // cannot work.
 func New(c Config, o Options) (*Relay, error) {
-	r := &Relay{options: o}
+	r := &Relay{options: o, events: stats.Recorder{Service: o.Service, Sink: o.Sink}}
 	if err := r.Set(c); err != nil {
 		r.Close()
 		return nil, err
@@ -90,7 +75,7 @@ func (r *Relay) Set(c Config) error {
 	if err != nil {
 		return err
 	}
-	names := make(map[string]*upstream.Pool, len(c.Names))
+	names := make(upstream.Names, len(c.Names))
 	for name, targets := range c.Names {
 		p, perr := r.pooled(r.names[name], c.firstPorts(targets), &c)
 		if perr != nil {
@@ -112,7 +97,7 @@ func (r *Relay) Set(c Config) error {
 }
 
 // undo closes the pools that were made for a rule that cannot work.
-func (r *Relay) undo(pool *upstream.Pool, names map[string]*upstream.Pool) error {
+func (r *Relay) undo(pool *upstream.Pool, names upstream.Names) error {
 	if pool != nil && pool != r.pool {
 		pool.Close()
 	}
@@ -152,34 +137,9 @@ func (r *Relay) upstream(targets []fivetuple.Endpoint, c *Config) upstream.Confi
 	return u
 }
 
-// maxErrors is how many Error events a relay makes in a second, as package stream has it.
-const maxErrors = 10
-
-// mayTell says whether an error may be recorded, and else counts it: there may be one
-// for every connection.
-func (r *Relay) mayTell() bool {
-	r.telling.Lock()
-	now := time.Now()
-	ok := r.errors.Take(now, maxErrors)
-	keptBack := r.errors.KeptBack(now)
-	r.telling.Unlock()
-	r.recordKeptBack(keptBack)
-	return ok
-}
-
-// recordKeptBack says how many errors were only counted.
-func (r *Relay) recordKeptBack(n uint64) {
-	if n > 0 && r.options.Sink != nil {
-		r.options.Sink.Record(stats.Event{Time: time.Now(), Kind: stats.Error, Service: r.options.Service, Err: fmt.Sprintf("%d more errors", n)})
-	}
-}
-
 // Close ends checks and lookups.
 func (r *Relay) Close() {
-	r.telling.Lock()
-	keptBack := r.errors.KeptBack(time.Now().Add(time.Second)) // all of it
-	r.telling.Unlock()
-	r.recordKeptBack(keptBack)
+	r.events.Flush()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.pool != nil {
@@ -196,8 +156,7 @@ func (r *Relay) Streams() splice.Route {
 	defer r.mu.Unlock()
 	c := &r.config
 	route := splice.Route{
-		Pool: r.pool, HelloTimeout: helloTimeout, FirstPort: c.firstPort(),
-		ConnectTimeout: cmp.Or(c.ConnectTimeout, DefaultConnectTimeout), HalfClosed: cmp.Or(c.HalfClosed, DefaultHalfClosed),
+		Pool: r.pool, FirstPort: c.firstPort(), ConnectTimeout: c.ConnectTimeout, HalfClosed: c.HalfClosed,
 		ProxyVersion: c.ProxyVersion, Source: c.Source, Interface: c.Interface, Transparent: c.Transparent, Options: c.Options, Rate: c.Rate,
 	}
 	if len(r.names) > 0 {

@@ -18,6 +18,7 @@ import (
 	"github.com/fivetuple/fivetuple/dial"
 	"github.com/fivetuple/fivetuple/internal/proxyheader"
 	"github.com/fivetuple/fivetuple/relay/faults"
+	"github.com/fivetuple/fivetuple/relay/splice"
 	"github.com/fivetuple/fivetuple/relay/upstream"
 	"github.com/fivetuple/fivetuple/secure"
 	"github.com/fivetuple/fivetuple/sockopt"
@@ -37,7 +38,9 @@ func (r *Relay) ServeConn(ctx context.Context, c *stream.Conn) error {
 		if err != nil {
 			return err
 		}
-		pool = poolFor(name, names, pool)
+		if p := names[names.Match(name)]; p != nil {
+			pool = p
+		}
 		if pool == nil {
 			f.reset()
 			return fmt.Errorf("no target for the server name %q", name)
@@ -55,31 +58,13 @@ func (r *Relay) ServeConn(ctx context.Context, c *stream.Conn) error {
 	return f.run(ctx)
 }
 
-// poolFor finds the pool of a server name: its own, that of its longest wildcard, or
-// that of all others.
-func poolFor(name string, names map[string]*upstream.Pool, others *upstream.Pool) *upstream.Pool {
-	if p := names[name]; p != nil {
-		return p
-	}
-	for rest := name; ; {
-		_, parent, ok := strings.Cut(rest, ".")
-		if !ok {
-			return others
-		}
-		if p := names["*."+parent]; p != nil {
-			return p
-		}
-		rest = parent
-	}
-}
-
 // serverName is the name that the client asks for in TLS; "" if none. What had to be
 // read for it is read again by whoever reads from.
 func (f *flow) serverName() (string, error) {
 	if state, ok := f.client.TLS(); ok {
-		return strings.ToLower(state.ServerName), nil
+		return state.ServerName, nil
 	}
-	f.client.SetReadDeadline(time.Now().Add(helloTimeout))
+	f.client.SetReadDeadline(time.Now().Add(splice.DefaultHelloTimeout))
 	defer f.client.SetReadDeadline(time.Time{})
 	var got []byte
 	b := make([]byte, 4096)
@@ -125,7 +110,7 @@ func (f *flow) connect(ctx context.Context, pool *upstream.Pool) error {
 		failed = append(failed, cmp.Or(pool.Err(), errors.New("no target has an address")))
 	}
 	err := noTarget(failed)
-	if f.relay.mayTell() {
+	if f.relay.events.TakeError() {
 		f.record(stats.Error, err)
 	}
 	return err
@@ -144,7 +129,7 @@ func noTarget(failed []error) error {
 // dial connects to an address and says first what is to be said there.
 func (f *flow) dial(ctx context.Context, a *upstream.Address) (net.Conn, error) {
 	c := f.config
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.ConnectTimeout, DefaultConnectTimeout))
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.ConnectTimeout, splice.DefaultConnectTimeout))
 	defer cancel()
 	client, local := f.client.Tuple().Remote.AddrPort, f.client.Tuple().Local.AddrPort
 	e := fivetuple.Endpoint{Network: fivetuple.Unix, Path: a.Path}
@@ -200,17 +185,14 @@ func (f *flow) secure(ctx context.Context, nc net.Conn, a *upstream.Address) (ne
 }
 
 func (f *flow) record(kind stats.Kind, err error) {
-	if f.relay.options.Sink == nil {
-		return
-	}
-	e := stats.Event{Time: time.Now(), Kind: kind, Service: f.relay.options.Service, Conn: f.client.ID(), Tuple: f.client.Tuple()}
+	e := stats.Event{Kind: kind, Conn: f.client.ID(), Tuple: f.client.Tuple()}
 	if f.target != nil {
 		e.Tuple = fivetuple.TupleOf(networkOf(f.target), f.target)
 	}
 	if err != nil {
 		e.Err = err.Error()
 	}
-	f.relay.options.Sink.Record(e)
+	f.relay.events.Record(e)
 }
 
 func networkOf(nc net.Conn) fivetuple.Network {

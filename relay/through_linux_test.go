@@ -357,7 +357,7 @@ func TestAHalfClosedConnectionThatIsSilentEnds(t *testing.T) {
 	to := target(t, func(c *net.TCPConn) {
 		for range 3 {
 			c.Write([]byte("."))
-			time.Sleep(150 * time.Millisecond)
+			time.Sleep(150 * time.Millisecond) // together longer than the bound
 		}
 		<-t.Context().Done() // does not end its side, though the client has
 	})
@@ -408,8 +408,10 @@ func TestFlowsShowWhatIsRelayed(t *testing.T) {
 		t.Errorf("got %+v", all)
 	}
 	c.Close()
-	for len(r.Flows()) > 0 && t.Context().Err() == nil {
-		time.Sleep(time.Millisecond)
+	for late := time.Now().Add(20 * time.Second); len(r.Flows()) > 0; time.Sleep(time.Millisecond) { // nothing else tells
+		if time.Now().After(late) {
+			t.Fatalf("still there: %+v", r.Flows())
+		}
 	}
 }
 

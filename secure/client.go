@@ -39,6 +39,16 @@ func (c Client) Config(host string) (*tls.Config, error) {
 	return config, nil
 }
 
+// ConfigForAny is Config for a connection to any host: whoever makes it sets the
+// ServerName, where c has none.
+func (c Client) ConfigForAny() (*tls.Config, error) {
+	config, err := c.Config("any")
+	if err == nil {
+		config.ServerName = c.ServerName
+	}
+	return config, err
+}
+
 // Warnings says what is unwise about the files of the configuration.
 func (c Client) Warnings() []string { return keyWarnings(c.CertFile, c.KeyFile) }
 

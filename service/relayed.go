@@ -1,7 +1,6 @@
 package service
 
 import (
-	"github.com/fivetuple/fivetuple/relay"
 	"github.com/fivetuple/fivetuple/relay/sessions"
 	"github.com/fivetuple/fivetuple/relay/splice"
 	"github.com/fivetuple/fivetuple/relay/upstream"
@@ -13,7 +12,7 @@ type Relayed struct {
 	Listeners []Listener                   `json:"listeners"`
 	Upstreams map[string][]upstream.Status `json:"upstreams"` // by the server name that leads to them, "" for all others
 	Pairs     []splice.Pair                `json:"pairs"`     // of event loops
-	Flows     []relay.Flow                 `json:"flows"`     // of goroutines
+	Flows     []splice.Pair                `json:"flows"`     // of goroutines
 	Sessions  []sessions.Session           `json:"sessions"`
 	Pipes     *splice.Stats                `json:"pipes,omitempty"`     // nil if no event loops relay streams
 	Datagrams *sessions.Stats              `json:"datagrams,omitempty"` // nil if there are no sessions
@@ -29,7 +28,7 @@ type Listener struct {
 
 // Relayed returns what the service relays; it is empty for any other kind.
 func (s *Service) Relayed() Relayed {
-	r := Relayed{Service: s.config.Name, Pairs: []splice.Pair{}, Flows: []relay.Flow{}, Sessions: []sessions.Session{}}
+	r := Relayed{Service: s.config.Name, Pairs: []splice.Pair{}, Flows: []splice.Pair{}, Sessions: []sessions.Session{}}
 	if s.relay == nil {
 		return r
 	}

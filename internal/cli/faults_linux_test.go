@@ -98,7 +98,7 @@ func wantIdle(t *testing.T, pids map[string]int) {
 	for what, pid := range pids {
 		before[what] = cpuTime(t, pid)
 	}
-	time.Sleep(time.Second)
+	time.Sleep(time.Second) // what is measured
 	for what, pid := range pids {
 		if used := cpuTime(t, pid) - before[what]; used >= 50*time.Millisecond {
 			t.Errorf("%s: used %v of a processor in a second", what, used)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/daemon"
+	"github.com/fivetuple/fivetuple/relay"
 	"github.com/fivetuple/fivetuple/service"
 	"github.com/fivetuple/fivetuple/stats"
 )
@@ -236,7 +237,7 @@ func (r *rule) serviceConfig() (c service.Config, err error) {
 		return c, err
 	}
 	if !r.Listen.Network.IsDatagram() && c.Limits.IdleTimeout == 0 {
-		c.Limits.IdleTimeout = time.Hour
+		c.Limits.IdleTimeout = relay.DefaultStreamIdle
 	}
 	if r.tls.CertFile != "" {
 		c.TLS, err = r.tls.Config()

@@ -352,7 +352,7 @@ var forwardStreamRows = map[string]func(t *testing.T, over string) string{
 		f := startForwarding(t, over, "--idle", "600ms")
 		client, target := f.connect(t)
 		for range 4 {
-			time.Sleep(200 * time.Millisecond)
+			time.Sleep(200 * time.Millisecond) // together longer than the time
 			exchanged(t, client, target)
 		}
 		client.hearEnd(t, "")

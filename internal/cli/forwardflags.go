@@ -136,23 +136,17 @@ func (f *ruleFlags) config(args []string) (c relay.Config, err error) {
 			return c, fmt.Errorf("--%s must not be negative", d.flag)
 		}
 	}
-	if c.TLS, err = f.targetTLS.Config("target"); err != nil {
+	if c.TLS, err = f.targetTLS.ConfigForAny(); err != nil {
 		return c, err
 	}
-	c.TLS.ServerName = f.targetTLS.ServerName // "" is each target's own
 	return c, c.CheckFor(c.Listen, f.tls.CertFile != "")
 }
 
 // checkFlags refuses what would do nothing.
 func (f *ruleFlags) checkFlags(c relay.Config) error {
 	datagrams := c.Listen.Network.IsDatagram()
-	secured := false
-	for _, t := range slices.Concat(slices.Collect(maps.Values(c.Names))...) {
-		secured = secured || t.Network == fivetuple.TLS
-	}
-	for _, t := range c.Targets {
-		secured = secured || t.Network == fivetuple.TLS
-	}
+	targets := slices.Concat(append(slices.Collect(maps.Values(c.Names)), c.Targets)...)
+	secured := slices.ContainsFunc(targets, func(t fivetuple.Endpoint) bool { return t.Network == fivetuple.TLS })
 	toTLS := f.targetTLS.CAFile != "" || f.targetTLS.CertFile != "" || f.targetTLS.ServerName != "" || f.targetTLS.Insecure || f.targetTLS.Pin != ""
 	switch {
 	case !datagrams && f.firstReply != 0:

@@ -409,7 +409,7 @@ func TestSharedHolderOfTheLockIsKilled(t *testing.T) {
 		_, err := s.Acquire(t.Context(), Request{Port: 50000})
 		got <- err
 	}()
-	for !isWaited(t, s.path+"-lock") {
+	for !isWaited(t, s.path+"-lock") { // the kernel tells nobody who waits for a lock
 		time.Sleep(time.Millisecond)
 	}
 	begun := time.Now()

@@ -3,6 +3,7 @@ package lease
 import (
 	"bufio"
 	"fmt"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -65,10 +66,13 @@ func TestSharedOwnerIsPidAndStart(t *testing.T) {
 func TestSharedLeaseOfAnOwnerThatForksAndExits(t *testing.T) {
 	s := newShared(t, Options{})
 	cmd := exec.Command("sh", "-c", "exec 3<&0; cat <&3 & echo $!; wait")
-	stdin, err := cmd.StdinPipe()
+	r, w, err := os.Pipe() // no StdinPipe, which Wait closes: the child would end, too
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer r.Close()
+	defer w.Close()
+	cmd.Stdin = r
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +99,6 @@ func TestSharedLeaseOfAnOwnerThatForksAndExits(t *testing.T) {
 	}
 	wantPorts(t, s)
 	acquire(t, s, Request{Port: 50000})
-	stdin.Close()
 }
 
 // restart makes of everything in the file what the machine left before it was

@@ -347,7 +347,7 @@ func (s *Server) endStray(st *stray, cause string) {
 	if w.local.IsValid() {
 		local = netip.AddrPortFrom(w.local, w.socket.Port())
 	}
-	s.record(stats.Event{Kind: stats.Disconnect, Tuple: udp(local, w.client), Conn: w.id, Cause: cause, Duration: w.age,
+	s.events.Record(stats.Event{Kind: stats.Disconnect, Tuple: udp(local, w.client), Conn: w.id, Cause: cause, Duration: w.age,
 		BytesIn: w.bytesIn, BytesOut: w.bytesOut, PacketsIn: w.packetsIn, PacketsOut: w.packetsOut})
 	poll.Close(st.fd)
 }

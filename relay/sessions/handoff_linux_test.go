@@ -149,7 +149,7 @@ func exchange(t testing.TB, c *net.UDPConn, stop <-chan struct{}) int64 {
 				binary.BigEndian.PutUint64(b, sent)
 				c.Write(b)
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // a pace at which no buffer overflows
 		}
 		c.SetReadDeadline(time.Now().Add(patience))
 		if _, err := c.Read(b); err != nil {

@@ -243,7 +243,7 @@ func (l *loop) recordEvents() {
 	l.events, l.tells = l.tells[:0], l.events
 	l.mu.Unlock()
 	for i := range l.tells {
-		l.server.record(l.tells[i])
+		l.server.events.Record(l.tells[i])
 	}
 	clear(l.tells)
 	if cap(l.tells) > 256 {

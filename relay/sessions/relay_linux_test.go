@@ -195,7 +195,7 @@ func TestSilenceEndsASession(t *testing.T) {
 	for time.Since(began) < 600*time.Millisecond { // the client's datagrams keep it
 		send(t, c, []byte("hello"))
 		g.take(t)
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // a pace
 	}
 	if len(ev.of(stats.Disconnect)) != 0 {
 		t.Fatal("a session ended while its client wrote")
@@ -212,7 +212,7 @@ func TestSilenceEndsASession(t *testing.T) {
 	for began = time.Now(); time.Since(began) < 600*time.Millisecond; { // the target's datagrams keep it
 		g.WriteToUDPAddrPort([]byte("more"), from)
 		receive(t, c)
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // a pace
 	}
 	if n := len(ev.of(stats.Disconnect)); n != 1 {
 		t.Fatalf("a session ended while its target wrote")
@@ -501,7 +501,7 @@ func TestShutdownLetsWhatIsBusyFinish(t *testing.T) {
 	go func() { done <- s.Shutdown(ctx) }()
 	for len(ev.of(stats.Disconnect)) == 0 {
 		echoes(t, busy, []byte("more"))
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // a pace
 	}
 	send(t, stranger, []byte("too late"))
 	echoes(t, busy, []byte("still"))
@@ -754,7 +754,7 @@ func TestARateHoldsInBothDirections(t *testing.T) {
 			send(t, c, pattern(1000))
 			sent++
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) // ten times the rate
 	}
 	var v Session
 	eventually(t, "all have come", func() bool { v = only(t, s); return v.PacketsIn == uint64(sent) })

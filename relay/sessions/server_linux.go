@@ -48,9 +48,8 @@ type engine struct {
 	// mostSources is how many there have been since perSource was made.
 	mostSources int
 	bucket      quota.Bucket
-	errors      quota.PerSecond
-	tellLater   *time.Timer // says how many errors were only counted
-	saidFull    time.Time   // when it was last said that sessions have to make room
+	events      stats.Recorder
+	saidFull    time.Time // when it was last said that sessions have to make room
 
 	// For tests: what the kernel is made to lack, or to answer; and where loops run.
 	without struct{ gso, gro bool }
@@ -64,10 +63,6 @@ const (
 	freezing
 	stopping
 )
-
-// maxErrors is how many Error events a server makes in a second, as package
-// stream has it.
-const maxErrors = 10
 
 // Serve relays what comes to the sockets until Shutdown or Release, and closes
 // them. They are UDP sockets that are bound and not connected; from now on nothing
@@ -103,13 +98,13 @@ func (s *Server) Serve(conns ...*datagram.Conn) (err error) {
 		}
 	}
 	for _, p := range ports {
-		s.record(stats.Event{Kind: stats.Listen, Tuple: p.tuple})
+		s.events.Record(stats.Event{Kind: stats.Listen, Tuple: p.tuple})
 	}
 	err = s.waitFor(ports)
 	s.unlisten(ports)
 	for i, p := range ports {
 		conns[i].Close()
-		s.record(stats.Event{Kind: stats.Close, Tuple: p.tuple})
+		s.events.Record(stats.Event{Kind: stats.Close, Tuple: p.tuple})
 	}
 	ports = nil
 	return err
@@ -126,11 +121,10 @@ func (s *Server) init() error {
 		return nil
 	}
 	s.started = true
+	s.events.Service, s.events.Sink = s.Service, s.Sink
 	s.epoch = time.Now()
 	s.perSource = make(map[netip.Addr]int)
 	s.ended = make(chan struct{})
-	s.tellLater = time.AfterFunc(time.Hour, s.recordKeptBack)
-	s.tellLater.Stop()
 	if s.limits.Load() == nil {
 		l := s.Limits
 		s.limits.Store(&l)
@@ -371,7 +365,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.handing.Lock()
 	s.stop()
 	s.handing.Unlock()
-	s.recordKeptBack()
+	s.events.Flush()
 	if !already {
 		close(s.ended)
 	}
@@ -418,9 +412,6 @@ func (s *Server) stop() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tellLater != nil {
-		s.tellLater.Stop()
-	}
 	s.loops = nil
 }
 
@@ -431,41 +422,9 @@ func (s *Server) nextID() uint64 {
 	return s.ids.Add(1)
 }
 
-func (s *Server) record(e stats.Event) {
-	if s.Sink == nil {
-		return
-	}
-	if e.Time.IsZero() {
-		e.Time = time.Now()
-	}
-	e.Service = s.Service
-	s.Sink.Record(e)
-}
-
 // mayTell says whether an error may be recorded, and else counts it: there may
 // be one for every datagram.
-func (s *Server) mayTell() bool {
-	if s.Sink == nil {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ok := s.errors.Take(time.Now(), maxErrors)
-	if !ok {
-		s.tellLater.Reset(time.Second)
-	}
-	return ok
-}
-
-// recordKeptBack says how many errors were only counted.
-func (s *Server) recordKeptBack() {
-	s.mu.Lock()
-	n := s.errors.KeptBack(time.Now().Add(time.Second)) // all of it
-	s.mu.Unlock()
-	if n > 0 {
-		s.record(stats.Event{Kind: stats.Error, Err: fmt.Sprintf("%d more errors", n)})
-	}
-}
+func (s *Server) mayTell() bool { return s.Sink != nil && s.events.TakeError() }
 
 // udp names one leg of a session.
 func udp(local, remote netip.AddrPort) fivetuple.Tuple {

@@ -88,7 +88,7 @@ func (l *loop) heard(p *pair) {
 	if err != nil {
 		name = ""
 	}
-	if name = p.route.match(name); name != "" {
+	if name = p.route.Names.Match(name); name != "" {
 		p.extras().name = name
 	}
 	l.choose(p, p.route.poolNamed(name))

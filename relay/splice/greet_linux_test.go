@@ -203,8 +203,8 @@ func TestTLSClientsGoWhereTheNameTheyGreetBelongs(t *testing.T) {
 			t.Errorf("%.20q went to %.20q of %d bytes", other, got, len(got))
 		}
 	}
-	c := dial(t, ln) // waits for the server to speak
-	time.Sleep(300 * time.Millisecond)
+	c := dial(t, ln)                   // waits for the server to speak
+	time.Sleep(300 * time.Millisecond) // its silence is what is tested
 	closeWrite(c)
 	if b, err := io.ReadAll(c); string(b) != "other:" {
 		t.Errorf("one that says nothing got %q, %v", b, err)

@@ -485,7 +485,7 @@ func TestShutdownWaitsForConnectionsToEnd(t *testing.T) {
 	down := make(chan error, 1)
 	go func() { down <- s.Shutdown(context.Background()) }()
 	for range 2 { // a pause is no end
-		time.Sleep(400 * time.Millisecond)
+		time.Sleep(400 * time.Millisecond) // longer than what stream.Server takes for one
 		echoes(t, c, []byte("more"))
 	}
 	c.(*net.TCPConn).CloseWrite()

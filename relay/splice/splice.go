@@ -81,7 +81,7 @@ type Route struct {
 	// section 3), which is read and passed on, not decrypted: "a.example" or
 	// "*.example", which is every name below it. Other names, and clients that do
 	// not speak TLS, go to Pool.
-	Names        map[string]*upstream.Pool
+	Names        upstream.Names
 	HelloTimeout time.Duration // until the greeting is whole; default 5 s
 	// FirstPort, if not 0, is the local port that the target's port belongs to:
 	// a connection to the next port goes to the target's next.

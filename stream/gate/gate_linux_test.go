@@ -214,7 +214,7 @@ func TestAFullGateOpensWhenOneLeaves(t *testing.T) {
 	}
 	first, second := s.next(t), s.next(t)
 	for s.said("full with 2 connections") == 0 {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // until it is recorded
 	}
 	if n := s.gate.Len(); n != 2 {
 		t.Errorf("%d are in, want 2", n)
