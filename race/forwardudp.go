@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
@@ -23,19 +24,23 @@ const (
 
 // datagrams finds the highest rate at which at most 0.1 % of the datagrams are
 // lost, from clients to one target: the sender goes on at its rate whatever
-// becomes of them. The forwarder has one processor for itself, and the load,
-// which is clients and target, another; with all on both, the scheduler would
-// decide which buffer overflows.
+// becomes of them. The forwarder has one processor for itself, and the load, which is
+// clients and target, another; with all on both, the scheduler would decide which
+// buffer overflows.
+//
+// A load that sends one datagram at a time costs more than a forwarder. So one client
+// sends trains, and the device cuts them: each datagram arrives alone, as from a
+// network card, and so does what forwarders send as trains. Where the device leaves
+// them whole they arrive whole at whoever asks for that (UDP_GRO).
 //
 // A rate is tried three times before it counts as too high: a moment in which the
 // machine does something else is not the forwarder's. A row says so where it is
 // the load that can do no more.
 func (b *forwardBench) datagrams() error {
-	ours, loads := "", ""
-	if runtime.NumCPU() > 1 {
-		ours, loads = "1", "0"
-	}
-	for _, clients := range []int{1, 64} {
+	for _, senders := range []udpSenders{{clients: 1, cut: true}, {clients: 1}, {clients: 64, cut: true}} {
+		if err := cutTrains(senders.cut); err != nil {
+			return err
+		}
 		for _, size := range []int{100, 1400} {
 			all := make([]*udpRate, len(udpForwarders))
 			err := b.eachRound(len(all), func(i int) error {
@@ -44,23 +49,52 @@ func (b *forwardBench) datagrams() error {
 				} else if all[i].command == nil {
 					return nil // to know what the load can do, once is enough
 				}
-				err := b.findRate(all[i], clients, size, ours, loads)
+				err := b.findRate(all[i], senders, size)
 				if err != nil {
 					return fmt.Errorf("%s: %w", udpForwarders[i].name, err)
 				}
 				return nil
 			})
 			if err != nil {
-				return fmt.Errorf("datagrams of %d bytes, %s: %w", size, many(clients, "client"), err)
+				return fmt.Errorf("datagrams of %d bytes, %s: %w", size, senders, err)
 			}
 			if b.short {
-				fmt.Printf("forward: datagrams of %d bytes, %s: whole, once, and each client has its own answer\n", size, many(clients, "client"))
+				fmt.Printf("forward: datagrams of %d bytes, %s: whole, once, and each client has its own answer\n", size, senders)
 				continue
 			}
-			printRates(all, clients, size, b.rounds)
+			printRates(all, senders, size, b.rounds)
 		}
 	}
 	return nil
+}
+
+// Which processor is whose, if there are several.
+const loadCPU, ourCPU = "0", "1"
+
+// cutTrains has the loopback device cut trains into datagrams, or not.
+func cutTrains(yes bool) error {
+	segments := "65535" // GSO_MAX_SEGS, include/linux/netdevice.h
+	if yes {
+		segments = "1"
+	}
+	if said, err := exec.Command("ip", "link", "set", "lo", "gso_max_segs", segments).CombinedOutput(); err != nil {
+		return fmt.Errorf("ip link set lo gso_max_segs: %w: %s", err, said)
+	}
+	return nil
+}
+
+// udpSenders are who sends, and how. One client sends trains (UDP_SEGMENT), several
+// a datagram each in turn.
+type udpSenders struct {
+	clients int
+	cut     bool // on the way
+}
+
+func (s udpSenders) String() string {
+	if s.clients == 1 && !s.cut {
+		return "1 client whose trains arrive whole"
+	}
+	return many(s.clients, "client")
 }
 
 // udpRate is what a forwarder can do, round by round.
@@ -71,8 +105,8 @@ type udpRate struct {
 	limited int       // rounds in which the load could do no more
 }
 
-func printRates(all []*udpRate, clients, size, rounds int) {
-	fmt.Printf("forward: datagrams of %d bytes, %s, the highest rate with %.1f %% lost at most, on one processor, medians of %d rounds\n", size, many(clients, "client"), 100*mostLoss, rounds)
+func printRates(all []*udpRate, senders udpSenders, size, rounds int) {
+	fmt.Printf("forward: datagrams of %d bytes, %s, the highest rate with %.1f %% lost at most, on one processor, medians of %d rounds\n", size, senders, 100*mostLoss, rounds)
 	fmt.Printf("  %-24s %12s %10s\n", "", "datagrams/s", "cpu")
 	for i, r := range all {
 		fmt.Printf("  %-24s %12.0f", r.name, median(r.rates))
@@ -94,8 +128,12 @@ func printRates(all []*udpRate, clients, size, rounds int) {
 }
 
 // findRate adds a round.
-func (b *forwardBench) findRate(r *udpRate, clients, size int, ours, loads string) error {
-	l, err := b.startUDP(clients, size, loads)
+func (b *forwardBench) findRate(r *udpRate, senders udpSenders, size int) error {
+	ours := ""
+	if runtime.NumCPU() > 1 {
+		ours = ourCPU
+	}
+	l, err := b.startUDP(senders, size)
 	if err != nil {
 		return err
 	}
@@ -223,10 +261,13 @@ type udpTrial struct {
 	Dropped                                     float64 // by the sink
 }
 
-func (b *forwardBench) startUDP(clients, size int, cpu string) (*udpLoad, error) {
-	args := []string{b.udpLoad, "-c", fmt.Sprint(clients), "-s", fmt.Sprint(size)}
-	if cpu != "" {
-		args = append(args, "-p", cpu)
+func (b *forwardBench) startUDP(senders udpSenders, size int) (*udpLoad, error) {
+	args := []string{b.udpLoad, "-c", fmt.Sprint(senders.clients), "-s", fmt.Sprint(size)}
+	if senders.clients == 1 {
+		args = append(args, "-t")
+	}
+	if runtime.NumCPU() > 1 {
+		args = append(args, "-p", loadCPU)
 	}
 	cmd := pinned("", args)
 	cmd.Stderr = os.Stderr

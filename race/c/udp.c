@@ -1,13 +1,14 @@
 // The load of UDP forwarders: clients that send datagrams at a fixed rate, whatever
 // becomes of them, and the sink that counts what arrives.
 //
-//	udp -c CLIENTS -s BYTES [-p PROCESSOR]
+//	udp -c CLIENTS -s BYTES [-t] [-p PROCESSOR]
 //
 // It says "sink 127.0.0.1:PORT", reads the ADDRESS:PORT to which the clients are to
 // send, and says "ready" when each of them has had an answer from the sink. Then it
 // makes a trial for each line "RATE SECONDS", and prints JSON.
 //
-// Packet by packet the clients take turns. The sink compares every byte and knows
+// Packet by packet the clients take turns; with -t there is one, which sends trains of
+// datagrams (UDP_SEGMENT of udp(7)), as programs that speak QUIC do. The sink compares every byte and knows
 // which datagrams it has seen. One thread is all clients and the sink: it sends what
 // is due, takes what has arrived and sleeps until a tenth of a millisecond's worth is
 // due. What fell due while it did not run for more than 2 ms is not sent at all, for
@@ -15,6 +16,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/udp.h>
 #include <linux/sock_diag.h>
 #include <poll.h>
 #include <sched.h>
@@ -28,7 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 64, MAX_SIZE = 65507, PATTERNS = 1 << 12, SINK_BUFFER = 32 << 20 };
+enum { BATCH = 64, MAX_SIZE = 65507, MAX_TRAIN = 65000, PATTERNS = 1 << 12, SINK_BUFFER = 32 << 20 };
 static const uint64_t second = 1000000000, tick = 100000, debt = 2000000, quiet = 50000000;
 
 // The first bytes of a datagram. The rest is the pattern from (sequence % PATTERNS) on.
@@ -38,7 +40,7 @@ struct head {
 	uint64_t sequence;
 };
 
-static int clients, processor = -1, sink, *sockets;
+static int clients, trains, processor = -1, sink, *sockets;
 static size_t size;
 static char *pattern; // PATTERNS + size random bytes
 static uint32_t trial;
@@ -183,6 +185,22 @@ static void greet(void) {
 	}
 }
 
+// send_train sends datagrams as one, as many of n as a packet holds.
+static int send_train(struct iovec *vectors, int n) {
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(uint16_t))];
+	} control = {.head = {CMSG_LEN(sizeof(uint16_t)), SOL_UDP, UDP_SEGMENT}};
+	uint16_t segment = size;
+	memcpy(CMSG_DATA(&control.head), &segment, sizeof segment);
+	if ((size_t)n > MAX_TRAIN / size)
+		n = MAX_TRAIN / size;
+	struct msghdr m = {.msg_iov = vectors, .msg_iovlen = n, .msg_control = &control, .msg_controllen = sizeof control};
+	if (sendmsg(sockets[0], &m, 0) < 0 && errno != ECONNREFUSED && errno != ENOBUFS)
+		fail("send a train");
+	return n;
+}
+
 // send_some sends so many datagrams, at most BATCH, and returns how many it could.
 static int send_some(int n) {
 	static char datagrams[BATCH][MAX_SIZE];
@@ -200,6 +218,8 @@ static int send_some(int n) {
 		vectors[i] = (struct iovec){datagrams[i], size};
 		messages[i].msg_hdr = (struct msghdr){.msg_iov = &vectors[i], .msg_iovlen = 1};
 	}
+	if (trains)
+		return send_train(vectors, n);
 	int done = sendmmsg(sockets[0], messages, n, 0);
 	if (done < 0 && errno != ECONNREFUSED && errno != ENOBUFS)
 		fail("send");
@@ -250,15 +270,16 @@ static void run(double rate, double seconds) {
 
 int main(int argc, char **argv) {
 	int wrong = 0;
-	for (int flag; (flag = getopt(argc, argv, "c:s:p:")) != -1;)
+	for (int flag; (flag = getopt(argc, argv, "c:s:tp:")) != -1;)
 		switch (flag) {
 		case 'c': clients = atoi(optarg); break;
 		case 's': size = strtoul(optarg, NULL, 10); break;
+		case 't': trains = 1; break;
 		case 'p': processor = atoi(optarg); break;
 		default: wrong = 1;
 		}
-	if (wrong || optind != argc || clients < 1 || size < sizeof(struct head) || size > MAX_SIZE) {
-		fprintf(stderr, "usage: udp -c clients -s bytes [-p processor]\n");
+	if (wrong || optind != argc || clients < 1 || (trains && (clients > 1 || size > MAX_TRAIN)) || size < sizeof(struct head) || size > MAX_SIZE) {
+		fprintf(stderr, "usage: udp -c clients -s bytes [-t] [-p processor]\n");
 		return 2;
 	}
 	cpu_set_t only;
