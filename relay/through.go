@@ -100,6 +100,7 @@ func (f *flow) connect(ctx context.Context, pool *upstream.Pool) error {
 			f.record(stats.Forward, nil)
 			return nil
 		}
+		a.Closed()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

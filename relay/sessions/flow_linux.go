@@ -213,10 +213,7 @@ func (l *loop) fromTargetNow(c *session) {
 		return
 	}
 	c.flags |= replied
-	if !c.is(opened) {
-		c.flags |= opened
-		c.address.Opened()
-	}
+	c.address.Opened()
 	l.arm(c)
 }
 

@@ -399,13 +399,14 @@ func (l *loop) restore(st *stray, p *port) {
 	s.enter(addrPort(k.client, k.from, k.zone))
 	route := s.route.Load()
 	c := l.add(w.id, &k, way{st.fd, route.find(st.fd, p)})
+	c.address.Begun()
 	c.packetsIn, c.packetsOut, c.bytesIn, c.bytesOut, c.dropped = w.packetsIn, w.packetsOut, w.bytesIn, w.bytesOut, w.dropped
 	c.started, c.active, c.reported = l.now-int64(w.age), l.now-int64(w.quiet), l.now-int64(w.reported)
 	if w.unreported {
 		c.flags |= unreported
 	}
 	if w.replied {
-		c.flags |= replied | opened
+		c.flags |= replied
 		c.address.Opened()
 	}
 	if l.gro {

@@ -96,9 +96,7 @@ func (l *loop) end(c *session, cause string, err error) {
 // drop forgets a session and closes its socket.
 func (l *loop) drop(c *session) {
 	poll.Close(int(c.fd))
-	if c.is(opened) {
-		c.address.Closed()
-	}
+	c.address.Closed()
 	client := c.client()
 	delete(l.byKey, c.key)
 	l.wheel.Clear(int(c.slot))

@@ -54,7 +54,6 @@ const (
 	replied    flags = 1 << iota // something came from the target
 	unreported                   // datagrams came since reported
 	waits                        // it is in the loop's list of those to go on with
-	opened                       // the address counts it
 )
 
 func (s *session) is(f flags) bool { return s.flags&f != 0 }

@@ -42,6 +42,7 @@ func (l *loop) connect(r *Route, p *port, client netip.AddrPort) (way, error) {
 		if err == nil {
 			return way{fd, a}, nil
 		}
+		a.Closed()
 		last = fmt.Errorf("send to %s: %w", a.Target, err)
 		if isLocal(err) {
 			break // another address would not take it either

@@ -70,6 +70,7 @@ func (l *loop) next(p *pair) {
 			return
 		}
 		p.address = a
+		p.flags |= chosen
 		p.shift = 0
 		if first := p.route.FirstPort; first != 0 && a.Path == "" {
 			p.shift = p.local.Value().AddrPort.Port() - first
@@ -218,8 +219,17 @@ func (l *loop) turnedDown(p *pair, err error, own bool) {
 		blame = context.Canceled // a trial goes to the next connection
 	}
 	p.address.Failed(blame)
+	p.unchoose()
 	p.setup.failures = append(p.setup.failures, failure{p.targetAddress(), err})
 	l.hangUp(p)
+}
+
+// unchoose says that the address has the connection no longer.
+func (p *pair) unchoose() {
+	if p.is(chosen) {
+		p.flags &^= chosen
+		p.address.Closed()
+	}
 }
 
 // hangUp closes the socket of a try.
@@ -299,7 +309,6 @@ func (l *loop) unconnected(p *pair) {
 // connected begins to relay.
 func (l *loop) connected(p *pair) {
 	p.address.Opened()
-	p.flags |= opened
 	p.state = relaying
 	p.active = l.now
 	if l.server.Sink != nil {

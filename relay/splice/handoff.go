@@ -429,8 +429,9 @@ func (l *loop) restoreRelaying(p *pair, was *snapshot) {
 	} else {
 		p.address = &upstream.Address{Addr: was.addr, Path: was.path}
 	}
+	p.address.Begun()
 	p.address.Opened()
-	p.flags |= opened
+	p.flags |= chosen
 	for s := range p.flows {
 		if rest := was.flows[s].rest; len(rest) > 0 {
 			l.keep(&p.flows[s], rest)

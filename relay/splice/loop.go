@@ -315,12 +315,10 @@ func (l *loop) drop(p *pair) {
 		l.forget(&p.flows[s])
 	}
 	l.freeSetup(p)
-	switch {
-	case p.is(opened):
-		p.address.Closed()
-	case p.state == connecting && p.address != nil: // a trial goes to the next connection
+	if p.state == connecting && p.is(chosen) { // a trial goes to the next connection
 		p.address.Failed(context.Canceled)
 	}
+	p.unchoose()
 	l.wheel.Clear(int(p.slot))
 	l.table.release(p)
 	l.count.Add(-1)

@@ -103,7 +103,7 @@ const (
 	lingers           // closing the client's socket may wait
 	waits             // it is in the loop's list of those to go on with
 	unreported        // bytes were moved since reported
-	opened            // the address was told
+	chosen            // the address counts it
 	counted           // its source counts it
 	accepted          // the Accept event was made
 	targetFirst       // the target ended its side before the client did

@@ -46,21 +46,24 @@ type Address struct {
 // maxTimes is how many times FailFor an address is left out at most.
 const maxTimes = 10
 
-// Opened counts a connection that is established, which is a success, too. For UDP,
-// where the kernel opens a session without asking the other side, that is the first
-// reply; where none ever comes, failures more than FailFor apart are not in a row.
+// Begun counts a connection to the address that does not come from [Choice.Next],
+// which counts its own. It is counted until it is Closed.
+func (a *Address) Begun() { a.conns.Add(1) }
+
+// Opened says that a connection is established. For UDP, where the kernel opens a
+// session without asking the other side, that is the first reply; where none ever
+// comes, failures more than FailFor apart are not in a row.
 func (a *Address) Opened() {
-	a.conns.Add(1)
 	a.opened.Add(1)
 	if a.fails.Load() != 0 {
 		a.succeeded()
 	}
 }
 
-// Closed counts the end of one that was opened.
+// Closed counts the end of a connection, whether or not it was ever Opened.
 func (a *Address) Closed() { a.conns.Add(-1) }
 
-// Conns is how many connections were opened and not yet closed.
+// Conns is how many connections there are, with those that are being made.
 func (a *Address) Conns() int { return int(a.conns.Load()) }
 
 // Failed says that the address did not take a connection, or refused a datagram.

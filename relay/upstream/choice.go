@@ -28,7 +28,9 @@ func (p *Pool) Choose(client netip.Addr) Choice {
 	return c
 }
 
-// Next is the next address to try: each once, those that work first. It is false when none is left.
+// Next is the next address to try: each once, those that work first. It is false when
+// none is left. The address counts the connection until it is Closed, so that of those
+// who choose at the same moment not all go to one.
 //
 // An address that was left out comes in its turn again when its time is over, for one
 // connection, which has to be seen to its end: Opened or Failed.
@@ -43,12 +45,10 @@ func (c *Choice) Next() (*Address, bool) {
 			if i < 0 {
 				return nil, false
 			}
-			c.mark(i)
-			return c.from.addresses[i], true
+			return c.take(i), true
 		}
-		if a := c.from.addresses[i]; a.admit(c.from) {
-			c.mark(i)
-			return a, true
+		if c.from.addresses[i].admit(c.from) {
+			return c.take(i), true
 		} // or another connection has just taken its trial
 	}
 }
@@ -91,7 +91,12 @@ func (c *Choice) eligible(i int, a *Address, working bool) bool {
 	return c.tried[i/64]&(1<<(i%64)) == 0 && (!working || a.works(c.from))
 }
 
-func (c *Choice) mark(i int) { c.tried[i/64] |= 1 << (i % 64) }
+func (c *Choice) take(i int) *Address {
+	c.tried[i/64] |= 1 << (i % 64)
+	a := c.from.addresses[i]
+	a.Begun()
+	return a
+}
 
 // score is low for the address that the policy prefers.
 func (c *Choice) score(a *Address) uint64 {

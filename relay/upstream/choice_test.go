@@ -99,14 +99,17 @@ func TestLeastConnectionsGoesWhereTheFewestAre(t *testing.T) {
 	all := p.current.Load().addresses
 	for i, n := range []int{5, 2, 3} {
 		for range n {
-			all[i].Opened()
+			all[i].Begun()
 		}
 	}
 	if got, want := fmt.Sprint(texts(way(p, ""))), "[10.0.0.1:2 10.0.0.1:3 10.0.0.1:1]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	for range 5 {
-		first(t, p, "").Opened()
+	for range 5 { // those that are being made count, too
+		c := p.Choose(netip.Addr{})
+		if _, ok := c.Next(); !ok {
+			t.Fatal("there is no address")
+		}
 	}
 	for i, a := range all {
 		if a.Conns() != 5 {
@@ -297,6 +300,7 @@ func BenchmarkFailedConnection(b *testing.B) {
 				break
 			}
 			a.Failed(errRefused)
+			a.Closed()
 		}
 	}
 }

@@ -109,7 +109,7 @@ func TestFailedLookupLeavesTheLastAddressesInUse(t *testing.T) {
 				n := newNameServer("db.test", a(5, "10.0.0.1")...)
 				p := resolvedPool(t, Config{Targets: endpoints("db.test:80"), DNS: n.pipe, Sink: &told})
 				before := first(t, p, "")
-				before.Opened()
+				establish(before)
 				tt.fail(n)
 				time.Sleep(20 * time.Minute)
 				told.want(t, "target db.test:80: lookup db.test") // once
@@ -301,7 +301,7 @@ func TestAddressKeepsItsConnectionsWhileItIsNoneOfTheName(t *testing.T) {
 		n := newNameServer("db.test", a(5, "10.0.0.1", "10.0.0.2")...)
 		p := resolvedPool(t, Config{Targets: endpoints("db.test:80"), DNS: n.pipe})
 		used, unused := the(t, p, "10.0.0.1:80"), the(t, p, "10.0.0.2:80")
-		used.Opened()
+		establish(used)
 		n.set("db.test", a(5, "10.0.0.3")...)
 		time.Sleep(6 * time.Second)
 		if got, want := sorted(p), "10.0.0.3:80"; got != want {
@@ -327,7 +327,7 @@ func TestAddressThatWasFoundBeforeItsNameResolvesIsThatOfTheName(t *testing.T) {
 		n.fail(dnsmessage.RCodeServerFailure)
 		p := resolvedPool(t, Config{Targets: endpoints("db.test:80"), DNS: n.pipe})
 		found := p.Find(addrPort("10.0.0.1:80"), "")
-		found.Opened()
+		establish(found)
 		if found.Target.Network != fivetuple.TCP || found.Addr != addrPort("10.0.0.1:80") {
 			t.Errorf("found %+v", found)
 		}
@@ -340,7 +340,7 @@ func TestAddressThatWasFoundBeforeItsNameResolvesIsThatOfTheName(t *testing.T) {
 			t.Error("it is found as another")
 		}
 		for _, stranger := range []*Address{p.Find(addrPort("10.9.9.9:99"), ""), p.Find(addrPort(""), "/run/gone.sock")} {
-			stranger.Opened()
+			establish(stranger)
 			stranger.Failed(errors.New("gone"))
 			stranger.Closed()
 			if again := p.Find(stranger.Addr, stranger.Path); again != stranger {

@@ -66,7 +66,7 @@ func wait(t testing.TB, p *Pool) {
 	}
 }
 
-// way is all addresses of one choice, in order.
+// way is all addresses of one choice, in order, of which none is used.
 func way(p *Pool, client string) (list []*Address) {
 	var from netip.Addr
 	if client != "" {
@@ -78,6 +78,7 @@ func way(p *Pool, client string) (list []*Address) {
 		if !ok {
 			return list
 		}
+		a.Closed()
 		list = append(list, a)
 	}
 }
@@ -90,6 +91,12 @@ func first(t testing.TB, p *Pool, client string) *Address {
 		t.Fatalf("there is no address: %v", p.Err())
 	}
 	return all[0]
+}
+
+// establish makes a connection to an address that nobody chose.
+func establish(a *Address) {
+	a.Begun()
+	a.Opened()
 }
 
 // texts are the places of addresses.

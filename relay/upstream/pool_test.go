@@ -68,7 +68,7 @@ func TestSetKeepsWhatIsKnownOfTargetsThatStay(t *testing.T) {
 		c := Config{Targets: endpoints("db.test:80", "10.0.0.1:80", "10.0.0.2:80"), DNS: n.pipe, FailFor: time.Minute}
 		p := resolvedPool(t, c)
 		named, plain := the(t, p, "10.0.1.1:80"), the(t, p, "10.0.0.2:80")
-		named.Opened()
+		establish(named)
 		eject(plain)
 		asked := n.asked(dnsmessage.TypeA)
 
@@ -155,7 +155,7 @@ func TestClosedPoolKeepsItsAddresses(t *testing.T) {
 		t.Errorf("%d addresses, want 2", got)
 	}
 	a := first(t, p, "")
-	a.Opened()
+	establish(a)
 	a.Failed(errRefused)
 	a.Closed()
 	if err := p.Wait(t.Context()); err != nil {
@@ -168,8 +168,8 @@ func TestStatusHasTheKeysOfEveryCommand(t *testing.T) {
 		n := newNameServer("db.test", a(30, "10.0.0.1")...)
 		p := resolvedPool(t, Config{Targets: endpoints("tcp4://db.test:80", "none.test:80", "unix:///run/a.sock"), DNS: n.pipe, FailFor: time.Minute})
 		named := the(t, p, "10.0.0.1:80")
-		named.Opened()
-		named.Opened()
+		establish(named)
+		establish(named)
 		named.Closed()
 		eject(named)
 		got, err := json.MarshalIndent(p.Status(), "", "  ")
@@ -254,6 +254,7 @@ func TestManyUseAPoolAtOnce(t *testing.T) {
 					seen[a] = true
 					if rand.IntN(3) > 0 {
 						a.Failed(errRefused)
+						a.Closed()
 						continue
 					}
 					a.Opened()

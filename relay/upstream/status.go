@@ -26,7 +26,7 @@ type Status struct {
 	Reason      string             `json:"reason,omitempty"`       // of a state that is not good
 	Until       time.Time          `json:"until,omitzero"`         // of Ejected
 	Since       time.Time          `json:"since,omitzero"`         // of Bad
-	Connections int                `json:"connections"`            // now
+	Connections int                `json:"connections"`            // now, with those that are being made
 	Opened      uint64             `json:"opened"`                 // in total
 	Failed      uint64             `json:"failed"`                 // in total
 	LastError   string             `json:"last_error,omitempty"`   // of a connection or a check, whatever came after

@@ -12,6 +12,7 @@
 //		conn, err := connect(a)
 //		if err != nil {
 //			a.Failed(err)
+//			a.Closed()
 //			continue
 //		}
 //		a.Opened()
