@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	batch = 64 // messages of one system call
+	// Messages of one system call: with many clients, too, each may have several in it.
+	batch = 256
 
 	// A message has room for the longest datagram, and for the longest train. Slots
 	// are a few cache lines further apart, or the beginnings of all would fall into the

@@ -64,6 +64,7 @@ type loop struct {
 	tells     []stats.Event
 	fire      func(int)
 	parkedFor chan struct{} // the frozen it has stood still for
+	pace      pace
 }
 
 const (
@@ -128,11 +129,15 @@ func (l *loop) probe() {
 // run is the loop's goroutine.
 func (l *loop) run() {
 	for timeout := time.Duration(0); ; {
+		if timeout != 0 {
+			l.pace.gather()
+		}
 		events := l.poller.Wait(timeout)
 		l.mu.Lock()
 		l.wakeAt = awake
 		l.now = l.server.clock()
 		l.turn(events)
+		l.pace.see(l.now, l.inFlow.Datagrams+l.outFlow.Datagrams)
 		tells := len(l.events) > 0
 		l.mu.Unlock()
 		if tells {

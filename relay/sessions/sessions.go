@@ -169,8 +169,8 @@ type Flow struct {
 	Datagrams uint64 `json:"datagrams"`
 	Trains    uint64 `json:"trains"` // that left as one of several datagrams (UDP_SEGMENT)
 	// Batches counts receiving calls by how many messages they took: 1, 2 or
-	// more, 4 or more, ... 64. Where most are full the relay is behind what comes.
-	Batches [7]uint64 `json:"batches"`
+	// more, 4 or more, ... 256. Where most are full the relay is behind what comes.
+	Batches [9]uint64 `json:"batches"`
 }
 
 // Socket is a socket that clients write to.
