@@ -97,6 +97,21 @@ func (set socketSet) listeners() []net.Listener {
 	return all
 }
 
+// unwatch makes the listeners of event loops theirs alone, where that is possible.
+func (s *Service) unwatch() {
+	for _, p := range s.parts {
+		switch p.(type) {
+		case *loopPart, *splicePart:
+			all := p.sockets()
+			for i := range all {
+				if ln, err := stream.Unwatched(all[i].listener); err == nil {
+					all[i].listener = ln
+				}
+			}
+		}
+	}
+}
+
 type loopPart struct {
 	socketSet
 	server *loop.Server

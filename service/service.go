@@ -159,6 +159,7 @@ func open(ctx context.Context, c Config) (*Service, error) {
 		closeAll(sockets)
 		return nil, err
 	}
+	s.unwatch()
 	return s, nil
 }
 

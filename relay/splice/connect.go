@@ -93,7 +93,8 @@ func (l *loop) try(p *pair) bool {
 	errno, _ := err.(syscall.Errno)
 	switch {
 	case err == nil:
-		l.connected(p)
+		local, _ := poll.LocalOf(int(p.fd[target])) // without it none is told
+		l.connected(p, local)
 	case errno == syscall.EINPROGRESS:
 		l.arm(p)
 	case mayWait(err), errno == syscall.EAGAIN && p.address.Path != "":
@@ -251,7 +252,10 @@ func (l *loop) goOnConnecting(p *pair) {
 			err = errno
 		}
 	}
-	if err == nil && l.isSelf(p) {
+	local, nameless := poll.LocalOf(int(p.fd[target]))
+	if err == nil && nameless == nil && local.Addr == shifted(p.address.Addr, p.shift) {
+		// A port of the ephemeral range to which nobody listens was chosen as source port,
+		// too, and TCP's simultaneous open (RFC 9293 section 3.5) needs no other side.
 		err = fmt.Errorf("%w: nobody listens there; the connection was made to its own source port", syscall.ECONNREFUSED)
 		poll.Reset(int(p.fd[target])) // no TIME_WAIT: a server may want the port
 		p.fd[target] = -1
@@ -261,15 +265,7 @@ func (l *loop) goOnConnecting(p *pair) {
 		l.next(p)
 		return
 	}
-	l.connected(p)
-}
-
-// isSelf says whether a socket has connected to itself: a port of the ephemeral
-// range to which nobody listens may be chosen as source port too, and TCP's
-// simultaneous open (RFC 9293 section 3.5) then needs no other side.
-func (l *loop) isSelf(p *pair) bool {
-	local, err := poll.LocalOf(int(p.fd[target]))
-	return err == nil && local.Addr == shifted(p.address.Addr, p.shift)
+	l.connected(p, local)
 }
 
 // connectingOnTime sees to a try whose time has come.
@@ -306,13 +302,13 @@ func (l *loop) unconnected(p *pair) {
 	l.refuse(p, causeNoTarget, fmt.Errorf("no target took the connection: %w", err))
 }
 
-// connected begins to relay.
-func (l *loop) connected(p *pair) {
+// connected begins to relay. local is the address of the target's socket here.
+func (l *loop) connected(p *pair, local poll.Peer) {
 	p.address.Opened()
 	p.state = relaying
 	p.active = l.now
 	if l.server.Sink != nil {
-		l.note(stats.Event{Kind: stats.Forward, Tuple: p.targetTuple(), Conn: p.id})
+		l.note(stats.Event{Kind: stats.Forward, Tuple: p.targetTupleFrom(local), Conn: p.id})
 	}
 	x, u := &p.flows[client], p.setup
 	x.flags |= room

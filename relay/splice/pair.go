@@ -175,12 +175,14 @@ func (p *pair) clientTuple() fivetuple.Tuple {
 
 // targetTuple names the connection to the target.
 func (p *pair) targetTuple() fivetuple.Tuple {
-	t := fivetuple.Tuple{Protocol: fivetuple.Unix, Remote: p.targetAddress()}
+	local, _ := poll.LocalOf(int(p.fd[target])) // without it none is told
+	return p.targetTupleFrom(local)
+}
+
+func (p *pair) targetTupleFrom(local poll.Peer) fivetuple.Tuple {
+	t := fivetuple.Tuple{Protocol: fivetuple.Unix, Local: fivetuple.Address{AddrPort: local.Addr, Name: local.Name}, Remote: p.targetAddress()}
 	if p.isTCP(target) {
 		t.Protocol = fivetuple.TCP
-	}
-	if local, err := poll.LocalOf(int(p.fd[target])); err == nil {
-		t.Local = fivetuple.Address{AddrPort: local.Addr, Name: local.Name}
 	}
 	return t
 }

@@ -33,7 +33,8 @@ type Listener struct {
 }
 
 // Listeners looks at listeners, which must be TCP or Unix stream listeners of
-// package net, or embed one; for others the error wraps [errors.ErrUnsupported].
+// package net, or embed one, or come from [stream.Unwatched]; for others the error
+// wraps [errors.ErrUnsupported].
 func Listeners(lns []net.Listener) ([]*Listener, error) {
 	ls := make([]*Listener, len(lns))
 	for i, ln := range lns {
