@@ -56,7 +56,7 @@ func TestUnwatchedListenerIsForEventLoopsAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		if watched(t, u) {
-			t.Errorf("%s: Go's runtime waits for its connections", at)
+			t.Fatalf("%s: Go's runtime waits for its connections", at)
 		}
 		if _, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%s: what it was made of: %v", at, err)
