@@ -12,6 +12,7 @@ import (
 
 	"github.com/fivetuple/fivetuple"
 	"github.com/fivetuple/fivetuple/daemon"
+	"github.com/fivetuple/fivetuple/internal/confine"
 	"github.com/fivetuple/fivetuple/relay"
 	"github.com/fivetuple/fivetuple/service"
 	"github.com/fivetuple/fivetuple/stats"
@@ -102,6 +103,11 @@ func (a *app) runForward(ctx context.Context, f forwardFlags, rules []rule) erro
 	config, err := f.config(rules)
 	if err != nil {
 		return err
+	}
+	if f.user != "" {
+		if err := confine.Check(f.rights(rules)); err != nil { // said before a socket is open
+			return err
+		}
 	}
 	level := slog.LevelWarn
 	if f.verbose {

@@ -14,7 +14,7 @@ func (a *app) confineForward(f forwardFlags, rules []rule) error {
 	if f.user == "" {
 		return nil
 	}
-	if err := confine.Drop(confine.Options{User: f.user, Keep: f.keptCapabilities(rules)}); err != nil {
+	if err := confine.Drop(f.rights(rules)); err != nil {
 		return err
 	}
 	report, err := confine.Landlock(f.files(rules))
@@ -27,6 +27,11 @@ func (a *app) confineForward(f forwardFlags, rules []rule) error {
 	}
 	a.note("running as %s; %s", f.user, report)
 	return nil
+}
+
+// rights are those that are left then.
+func (f *forwardFlags) rights(rules []rule) confine.Options {
+	return confine.Options{User: f.user, Keep: f.keptCapabilities(rules)}
 }
 
 // keptCapabilities are what rules need of root later on.

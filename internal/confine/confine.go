@@ -50,6 +50,9 @@ type Options struct {
 // After an error the process may have lost some rights and not others: it must end.
 func Drop(o Options) error { return drop(o) }
 
+// Check says whether Drop would find a reason to refuse. It changes nothing.
+func Check(o Options) error { return check(o) }
+
 // Rules of Landlock say what the process may still do. Paths are those of files
 // or of directories with all that is below them, now and later. A path that does
 // not exist gets no rule: see [Report.Absent]. A rule for a file holds for that

@@ -8,7 +8,9 @@ import (
 	"runtime"
 )
 
-func drop(o Options) error {
+func drop(o Options) error { return check(o) }
+
+func check(o Options) error {
 	if _, err := parseCapabilities(o.Keep); err != nil {
 		return err
 	}

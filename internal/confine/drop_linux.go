@@ -27,6 +27,11 @@ func drop(o Options) error {
 	return nil
 }
 
+func check(o Options) error {
+	_, err := newPlan(o)
+	return err
+}
+
 // plan is what is to be done, found possible before anything is changed.
 type plan struct {
 	keep   capability

@@ -283,10 +283,15 @@ func TestErrorsOfUsersSayWhatToDo(t *testing.T) {
 		{"root", "root gives nothing up"},
 		{"0:1", "root gives nothing up"},
 	} {
-		err := Drop(Options{User: c.user})
-		if err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%q: %v, want %q", c.user, err, c.want)
+		for what, f := range map[string]func(Options) error{"Drop": Drop, "Check": Check} {
+			err := f(Options{User: c.user})
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s %q: %v, want %q", what, c.user, err, c.want)
+			}
 		}
+	}
+	if err := Check(Options{User: "65531:65531"}); (err == nil) != (os.Geteuid() == 0) {
+		t.Errorf("Check of what can be done: %v", err)
 	}
 	if err := Drop(Options{Keep: []string{"sys_admin"}}); err == nil || !strings.Contains(err.Error(), `"sys_admin" cannot be kept`) {
 		t.Errorf("keep sys_admin: %v", err)
