@@ -127,11 +127,17 @@ func ask(t *testing.T, c interface {
 	CloseWrite() error
 }, b []byte) ([]byte, error) {
 	t.Helper()
+	wrote := make(chan error, 1)
 	go func() {
-		c.Write(b)
+		_, err := c.Write(b)
 		c.CloseWrite()
+		wrote <- err
 	}()
-	return io.ReadAll(c)
+	got, err := io.ReadAll(c)
+	if werr := <-wrote; err == nil {
+		err = werr // a reset is told once, to whoever comes first
+	}
+	return got, err
 }
 
 // call connects and asks. That may fail at once, where the relay resets it.

@@ -345,6 +345,9 @@ func (p *program) stops(t *testing.T) {
 		code = 128 + int(syscall.SIGTERM)
 	}
 	p.Process.Signal(syscall.SIGTERM)
+	if p.Args[0] == "socat" { // of its children one may not be done yet, which has its output open
+		syscall.Kill(-p.Process.Pid, syscall.SIGTERM)
+	}
 	p.awaitEnd(t)
 	if p.Args[0] == "ncat" && p.ProcessState.ExitCode() == 0 {
 		code = 0 // on a busy machine it now and then takes the end of its input for its own
