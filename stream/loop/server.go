@@ -74,7 +74,8 @@ const (
 // Serve accepts connections on the listeners until Shutdown or Release, and
 // closes them. They are TCP or Unix stream listeners of package net, or embed
 // one. If there are as many as loops, each loop has its own (SO_REUSEPORT,
-// socket(7)); otherwise the loops share them.
+// socket(7)); otherwise the loops share them. Those of
+// [stream.Unwatched] cost less for each connection.
 //
 // It returns [stream.ErrServerClosed], or the error that ended accepting for
 // good: net.ErrClosed if a listener was closed by another, which leaves the
