@@ -179,6 +179,16 @@ func (f *forwarding) connect(t *testing.T) (client, target *peer) {
 	return client, f.target.accept(t)
 }
 
+// carries has a connection carry something both ways, and end.
+func (f *forwarding) carries(t *testing.T) {
+	t.Helper()
+	client, target := f.connect(t)
+	exchanged(t, client, target)
+	client.Close()
+	target.hearEnd(t, "")
+	target.Close()
+}
+
 // refused connects a client, which is to be reset at once.
 func (f *forwarding) refused(t *testing.T) {
 	t.Helper()
@@ -437,11 +447,7 @@ var forwardConnectRows = map[string]func(t *testing.T, over string) string{
 		args := append(nobodyAt(t, "tcp"), nobodyAt(t, "unix")...)
 		f := startForwardingTo(t, over, target, append(args, target.args...)...)
 		for range 3 { // whichever comes first in turn
-			client, target := f.connect(t)
-			exchanged(t, client, target)
-			client.Close()
-			target.hearEnd(t, "")
-			target.Close()
+			f.carries(t)
 		}
 		return f.cause(t)
 	},
@@ -595,11 +601,7 @@ var forwardConnectRows = map[string]func(t *testing.T, over string) string{
 		if got := info.Mode().Perm(); got != 0o620 {
 			t.Errorf("permissions are %o, want 620", got)
 		}
-		client, target := f.connect(t)
-		exchanged(t, client, target)
-		client.Close()
-		target.hearEnd(t, "")
-		target.Close()
+		f.carries(t)
 		f.cause(t)
 		code := f.stopped(t)
 		if _, err := os.Stat(f.address); !os.IsNotExist(err) {

@@ -497,11 +497,7 @@ var forwardLifeRows = map[string]func(t *testing.T, over string) string{
 				t.Errorf("its status has no %q:\n%s", want, text)
 			}
 		}
-		client, target := f.connect(t)
-		exchanged(t, client, target)
-		client.Close()
-		target.hearEnd(t, "")
-		target.Close()
+		f.carries(t)
 		f.cause(t)
 		return f.stopped(t)
 	},
@@ -511,21 +507,13 @@ var forwardLifeRows = map[string]func(t *testing.T, over string) string{
 		p.err.await(t, "listening on ")
 		f := &forwarding{over: over, target: target, process: p, address: addressIn(p.err.String())}
 		for range 4 {
-			client, got := f.connect(t)
-			exchanged(t, client, got)
-			client.Close()
-			got.hearEnd(t, "")
-			got.Close()
+			f.carries(t)
 		}
 		killChild(t, p.Process.Pid)
 		f.says(t, "worker")
 		eventually(t, "another has taken its place", func() bool { return len(childrenOf(t, p.Process.Pid)) == 2 })
 		for range 4 {
-			client, got := f.connect(t)
-			exchanged(t, client, got)
-			client.Close()
-			got.hearEnd(t, "")
-			got.Close()
+			f.carries(t)
 		}
 		return f.stopped(t)
 	},
@@ -541,11 +529,7 @@ var forwardLifeRows = map[string]func(t *testing.T, over string) string{
 		p := startProcess(t, nil, "serve", "-c", config, "-v")
 		p.err.await(t, "msg=listening")
 		f := &forwarding{over: over, target: target, process: p, address: address}
-		client, got := f.connect(t)
-		exchanged(t, client, got)
-		client.Close()
-		got.hearEnd(t, "")
-		got.Close()
+		f.carries(t)
 		f.cause(t)
 		return f.stopped(t)
 	},
