@@ -114,7 +114,7 @@ func killOnce(t *testing.T, round int, path string) int {
 				mu.Unlock()
 				c.Close()
 				if raceEnabled { // SQLite is then ten times slower: keep below what it can write
-					time.Sleep(10 * time.Millisecond)
+					time.Sleep(10 * time.Millisecond) // a pace
 				}
 			}
 		})

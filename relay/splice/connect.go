@@ -252,10 +252,8 @@ func (l *loop) goOnConnecting(p *pair) {
 			err = errno
 		}
 	}
-	local, nameless := poll.LocalOf(int(p.fd[target]))
-	if err == nil && nameless == nil && local.Addr == shifted(p.address.Addr, p.shift) {
-		// A port of the ephemeral range to which nobody listens was chosen as source port,
-		// too, and TCP's simultaneous open (RFC 9293 section 3.5) needs no other side.
+	local, _ := poll.LocalOf(int(p.fd[target])) // without it none is told
+	if err == nil && p.isSelf(local) {
 		err = fmt.Errorf("%w: nobody listens there; the connection was made to its own source port", syscall.ECONNREFUSED)
 		poll.Reset(int(p.fd[target])) // no TIME_WAIT: a server may want the port
 		p.fd[target] = -1
@@ -266,6 +264,13 @@ func (l *loop) goOnConnecting(p *pair) {
 		return
 	}
 	l.connected(p, local)
+}
+
+// isSelf says whether a socket with that address has connected to itself: a port of
+// the ephemeral range to which nobody listens may be chosen as source port too, and
+// TCP's simultaneous open (RFC 9293 section 3.5) then needs no other side.
+func (p *pair) isSelf(local poll.Peer) bool {
+	return local.Addr == shifted(p.address.Addr, p.shift)
 }
 
 // connectingOnTime sees to a try whose time has come.
